@@ -1,0 +1,202 @@
+package kv
+
+import "time"
+
+// Revision is the store's clock: 0 for an empty store, increased by exactly one by
+// every transaction that changes at least one key. It never goes back.
+type Revision uint64
+
+// Item is one key as it was at some revision. Key and Value are arbitrary bytes;
+// Value must not be modified by the receiver.
+type Item struct {
+	Key            string
+	Value          []byte
+	CreateRevision Revision
+	ModRevision    Revision
+	// Version is 1 at creation, increased by one by each change, and starts again
+	// after a delete.
+	Version     uint64
+	ContentType string
+	// ExpiresAt is the cluster time at which the key ends, in UTC with millisecond
+	// resolution; the zero time means never.
+	ExpiresAt time.Time
+}
+
+// OpKind says what an Op does.
+type OpKind uint8
+
+// The kinds of operation. The numbers are part of the command format.
+const (
+	OpPut    OpKind = 1
+	OpDelete OpKind = 2
+	OpIncr   OpKind = 3
+	OpAppend OpKind = 4
+	OpTouch  OpKind = 5
+	OpGet    OpKind = 6
+)
+
+// String returns the operation's name as the HTTP API spells it.
+func (k OpKind) String() string {
+	switch k {
+	case OpPut:
+		return "put"
+	case OpDelete:
+		return "delete"
+	case OpIncr:
+		return "incr"
+	case OpAppend:
+		return "append"
+	case OpTouch:
+		return "touch"
+	case OpGet:
+		return "get"
+	}
+	return "invalid"
+}
+
+// Op is one operation of a transaction. Which fields count depends on Kind.
+type Op struct {
+	Kind        OpKind
+	Key         string
+	Value       []byte        // put, append
+	ContentType string        // put
+	TTL         time.Duration // put (0: never expires), touch (required)
+	By          int64         // incr
+	// Previous asks for the item as it was before the operation.
+	Previous bool
+}
+
+// CondTarget says which property of a key a Cond compares.
+type CondTarget uint8
+
+// The targets of a condition. The numbers are part of the command format.
+const (
+	CondModRevision    CondTarget = 1
+	CondCreateRevision CondTarget = 2
+	CondVersion        CondTarget = 3
+	CondExists         CondTarget = 4 // Number is 1 (exists) or 0
+	CondValue          CondTarget = 5 // equality with Value
+)
+
+// CondOp is the comparison of a Cond. The numbers are part of the command format.
+type CondOp uint8
+
+// The comparisons.
+const (
+	CmpEqual        CondOp = 1
+	CmpNotEqual     CondOp = 2
+	CmpLess         CondOp = 3
+	CmpGreater      CondOp = 4
+	CmpLessEqual    CondOp = 5
+	CmpGreaterEqual CondOp = 6
+)
+
+// Cond is a condition on one key. An absent key compares as revision 0 and
+// version 0, and no value equals it.
+type Cond struct {
+	Key    string
+	Target CondTarget
+	Op     CondOp
+	Number uint64
+	Value  []byte
+}
+
+// Txn is an atomic write: if every condition of If holds, the operations of Then
+// are done in order, else those of Else. A later operation sees the earlier ones.
+// One failing operation fails the whole, changing nothing. A single put is a Txn
+// of one operation.
+type Txn struct {
+	If   []Cond
+	Then []Op
+	Else []Op
+}
+
+// TxnResult is what the state machine decided about a Txn.
+type TxnResult struct {
+	// Succeeded says whether the conditions held.
+	Succeeded bool
+	// Revision is the transaction's own, if it changed a key, else the revision at
+	// which it was decided.
+	Revision Revision
+	// FailedRevision is the mod revision (0: absent) of the key of the first
+	// condition that did not hold; meaningful when Succeeded is false.
+	FailedRevision Revision
+	// Ops has one result for each operation that was done, in order.
+	Ops []OpResult
+}
+
+// OpResult is the result of one Op.
+type OpResult struct {
+	Kind OpKind
+	// Created says that a put, incr or append made the key.
+	Created bool
+	// ModRevision is the key's revision after the operation.
+	ModRevision Revision
+	// Deleted is the number of keys that a delete removed.
+	Deleted uint64
+	// Number is the value after an incr.
+	Number int64
+	// Item is the answer of a get, nil if the key is absent.
+	Item *Item
+	// Previous is the item before the operation, nil if absent; set only if asked.
+	Previous *Item
+}
+
+// Consistency is how fresh a read must be.
+type Consistency uint8
+
+// The consistency levels.
+const (
+	// Linearizable reads see every write that was acknowledged before they began.
+	Linearizable Consistency = iota
+	// Leader reads see the leader's state under its lease, with no quorum round.
+	Leader
+	// Stale reads see the asked node's own state.
+	Stale
+)
+
+// ParseConsistency reads a level as the HTTP API spells it; "" is Linearizable.
+func ParseConsistency(s string) (Consistency, bool) {
+	switch s {
+	case "", "linearizable":
+		return Linearizable, true
+	case "leader":
+		return Leader, true
+	case "stale":
+		return Stale, true
+	}
+	return Linearizable, false
+}
+
+// String returns the level as the HTTP API spells it.
+func (c Consistency) String() string {
+	switch c {
+	case Linearizable:
+		return "linearizable"
+	case Leader:
+		return "leader"
+	case Stale:
+		return "stale"
+	}
+	return "invalid"
+}
+
+// ReadOptions says how a read is served.
+type ReadOptions struct {
+	Consistency Consistency
+	// Revision reads the past; 0 reads the newest.
+	Revision Revision
+	// MinRevision waits until the serving node has reached it; 0 does not wait.
+	MinRevision Revision
+	// MaxStaleness refuses a Stale read from a node that may lag more; 0 is no bound.
+	MaxStaleness time.Duration
+}
+
+// Timing collects how long the stages of a request took; nil-safe by its users.
+type Timing struct {
+	Forward   time.Duration
+	Queue     time.Duration
+	Replicate time.Duration
+	Apply     time.Duration
+	Read      time.Duration
+}

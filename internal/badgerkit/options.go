@@ -1,0 +1,37 @@
+package badgerkit
+
+import (
+	badger "github.com/dgraph-io/badger/v2"
+	"github.com/dgraph-io/badger/v2/options"
+)
+
+// BaseOptions are the measured starting values for a database in dir with memtables (and tables) of
+// memTableBytes; callers change what is theirs (Invariants B8 and B9). logger comes from Logger.
+//
+// Two of them are about safety, not speed: Truncate, because without it an open after a torn write
+// fails, and checksum verification when a table is opened, because a damaged block that is only noticed
+// on a read looks like a missing key.
+func BaseOptions(dir string, memTableBytes int64, logger badger.Logger) badger.Options {
+	return badger.DefaultOptions(dir).
+		WithLogger(logger).
+		WithTruncate(true).
+		WithDetectConflicts(false).
+		WithNumVersionsToKeep(1).
+		WithMaxTableSize(memTableBytes).
+		WithNumMemtables(2).
+		WithNumLevelZeroTables(3).
+		WithNumLevelZeroTablesStall(8).
+		WithLevelOneSize(64 << 20).
+		WithNumCompactors(2).
+		WithValueLogFileSize(64 << 20).
+		WithLogRotatesToFlush(1).
+		WithValueLogLoadingMode(options.FileIO).
+		WithTableLoadingMode(options.MemoryMap).
+		WithCompactL0OnClose(false).
+		WithKeepL0InMemory(false).
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(0).
+		WithCompression(options.None).
+		WithVerifyValueChecksum(true).
+		WithChecksumVerificationMode(options.OnTableRead)
+}

@@ -1,0 +1,5 @@
+//go:build !mutant_switch_before_verify
+
+package snapshot
+
+const mutantSwitchBeforeVerify = false

@@ -1,0 +1,5 @@
+//go:build !mutant_torn_snapshot
+
+package snapshot
+
+const mutantTornSnapshot = false

@@ -1,0 +1,5 @@
+//go:build !mutant_writer_failure_ignored
+
+package snapshot
+
+const mutantWriterFailureIgnored = false

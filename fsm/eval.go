@@ -1,0 +1,319 @@
+package fsm
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/settkv/sett/kv"
+)
+
+// Result is what the state machine answers to one command. Err is set if the
+// command was decided against: nothing changed then.
+type Result struct {
+	Txn kv.TxnResult
+	Err *kv.Error
+	// Took is how long this node spent on the delivery that the command was part of;
+	// for people, and not part of the state.
+	Took time.Duration
+}
+
+// source reads the state that a transaction starts from.
+type source interface {
+	// record returns the key's record, nil if absent. Its value may not be loaded.
+	record(key string) (*record, error)
+	// load returns the record's whole value.
+	load(key string, r *record) ([]byte, error)
+}
+
+// pending is a key's state before and inside a transaction.
+type pending struct {
+	old, cur *record // nil: absent
+	touched  bool    // an operation changed it, perhaps to the same
+	expire   bool
+}
+
+// txn evaluates one transaction on a source. It is pure: what it decides depends on
+// the source, the clock, the settings and the operations only (Invariant 14).
+type txn struct {
+	src      source
+	rev      kv.Revision // the revision it will have if it changes anything
+	clock    uint64
+	maxValue uint64
+
+	keys  map[string]*pending
+	order []string
+	bytes int
+}
+
+func newTxn(src source, rev kv.Revision, s *small) *txn {
+	return &txn{src: src, rev: rev, clock: s.clock, maxValue: s.settings.MaxValueBytes, keys: map[string]*pending{}}
+}
+
+func (t *txn) at(key string) (*pending, error) {
+	if p := t.keys[key]; p != nil {
+		return p, nil
+	}
+	r, err := t.src.record(key)
+	if err != nil {
+		return nil, err
+	}
+	p := &pending{old: r, cur: r}
+	t.keys[key] = p
+	t.order = append(t.order, key)
+	return p, nil
+}
+
+// value returns the whole value of the key's current record.
+func (t *txn) value(key string, p *pending) ([]byte, error) {
+	if p.cur == nil {
+		return nil, nil
+	}
+	if p.cur.loaded {
+		return p.cur.value, nil
+	}
+	v, err := t.src.load(key, p.cur)
+	if err != nil {
+		return nil, err
+	}
+	r := *p.cur
+	r.value, r.loaded = v, true
+	if p.old == p.cur {
+		p.old = &r
+	}
+	p.cur = &r
+	return v, nil
+}
+
+func (t *txn) item(key string, p *pending) (*kv.Item, error) {
+	if p.cur == nil {
+		return nil, nil
+	}
+	if _, err := t.value(key, p); err != nil {
+		return nil, err
+	}
+	return p.cur.item(key), nil
+}
+
+// run evaluates tx. A *kv.Error is the state machine's decision; another error is a
+// failure of the database.
+func (t *txn) run(tx *kv.Txn) (kv.TxnResult, error) {
+	res := kv.TxnResult{Succeeded: true}
+	for i := range tx.If {
+		ok, mod, err := t.holds(&tx.If[i])
+		if err != nil {
+			return res, err
+		}
+		if !ok {
+			res.Succeeded, res.FailedRevision = false, mod
+			break
+		}
+	}
+	ops := tx.Then
+	if !res.Succeeded {
+		ops = tx.Else
+	}
+	// Invariant 10b: count first.
+	if len(ops) > maxTouchedKeys {
+		return res, kv.NotApplied(kv.CodeTooLarge, "a transaction may have %d operations at most, this one has %d; split it", maxTouchedKeys, len(ops))
+	}
+	for i := range ops {
+		r, err := t.op(&ops[i])
+		if err != nil {
+			return res, err
+		}
+		res.Ops = append(res.Ops, r)
+		if t.bytes > maxTouchedBytes {
+			return res, kv.NotApplied(kv.CodeTooLarge, "a transaction may touch %d bytes at most; split it", maxTouchedBytes)
+		}
+	}
+	return res, nil
+}
+
+func (t *txn) holds(c *kv.Cond) (ok bool, mod kv.Revision, err error) {
+	p, err := t.at(c.Key)
+	if err != nil {
+		return false, 0, err
+	}
+	var create, version uint64
+	if p.cur != nil {
+		mod, create, version = p.cur.mod, uint64(p.cur.create), p.cur.version
+	}
+	switch c.Target {
+	case kv.CondModRevision:
+		ok = compare(uint64(mod), c.Op, c.Number)
+	case kv.CondCreateRevision:
+		ok = compare(create, c.Op, c.Number)
+	case kv.CondVersion:
+		ok = compare(version, c.Op, c.Number)
+	case kv.CondExists:
+		ok = (p.cur != nil) == (c.Number == 1)
+	case kv.CondValue:
+		if p.cur != nil && p.cur.size == uint64(len(c.Value)) {
+			v, err := t.value(c.Key, p)
+			if err != nil {
+				return false, mod, err
+			}
+			ok = bytes.Equal(v, c.Value)
+		}
+	}
+	return ok, mod, nil
+}
+
+func compare(a uint64, op kv.CondOp, b uint64) bool {
+	switch op {
+	case kv.CmpEqual:
+		return a == b
+	case kv.CmpNotEqual:
+		return a != b
+	case kv.CmpLess:
+		return a < b
+	case kv.CmpGreater:
+		return a > b
+	case kv.CmpLessEqual:
+		return a <= b
+	case kv.CmpGreaterEqual:
+		return a >= b
+	}
+	return false
+}
+
+func (t *txn) op(op *kv.Op) (kv.OpResult, error) {
+	res := kv.OpResult{Kind: op.Kind}
+	p, err := t.at(op.Key)
+	if err != nil {
+		return res, err
+	}
+	if op.Previous || op.Kind == kv.OpGet {
+		it, err := t.item(op.Key, p)
+		if err != nil {
+			return res, err
+		}
+		if op.Kind == kv.OpGet {
+			res.Item = it
+			if it != nil {
+				t.bytes += len(it.Value)
+			}
+			return res, nil
+		}
+		res.Previous = it
+	}
+	switch op.Kind {
+	case kv.OpPut:
+		res.Created = p.cur == nil
+		err = t.set(op.Key, p, record{contentType: op.ContentType, expires: t.expiry(op.TTL), value: op.Value})
+	case kv.OpDelete:
+		if p.cur != nil {
+			res.Deleted = 1
+			t.bytes += len(op.Key)
+			p.cur, p.touched = nil, true
+		}
+	case kv.OpIncr:
+		res.Number, res.Created, err = t.incr(op, p)
+	case kv.OpAppend:
+		res.Created = p.cur == nil
+		err = t.appendValue(op, p)
+	case kv.OpTouch:
+		if p.cur == nil {
+			return res, kv.NotApplied(kv.CodeNotFound, "touch: there is no such key")
+		}
+		r := *p.cur
+		r.expires = t.expiry(op.TTL)
+		t.change(op.Key, p, &r)
+	}
+	if p.cur != nil {
+		res.ModRevision = p.cur.mod
+	}
+	return res, err
+}
+
+func (t *txn) expiry(ttl time.Duration) uint64 {
+	if ttl <= 0 {
+		return 0
+	}
+	return t.clock + uint64(ttl/time.Millisecond)
+}
+
+func (t *txn) incr(op *kv.Op, p *pending) (n int64, created bool, err error) {
+	r := record{}
+	if p.cur != nil {
+		v, err := t.value(op.Key, p)
+		if err != nil {
+			return 0, false, err
+		}
+		// No int64 is longer than 20 characters: a big value is not scanned.
+		if len(v) > 20 {
+			return 0, false, kv.NotApplied(kv.CodeConflict, "incr: the value is not a 64-bit decimal integer")
+		}
+		if n, err = strconv.ParseInt(string(v), 10, 64); err != nil {
+			return 0, false, kv.NotApplied(kv.CodeConflict, "incr: the value is not a 64-bit decimal integer")
+		}
+		r.contentType, r.expires = p.cur.contentType, p.cur.expires
+	}
+	if (op.By > 0 && n > math.MaxInt64-op.By) || (op.By < 0 && n < math.MinInt64-op.By) {
+		return 0, false, kv.NotApplied(kv.CodeConflict, "incr: %d plus %d overflows a 64-bit integer", n, op.By)
+	}
+	n += op.By
+	created = p.cur == nil
+	r.value = strconv.AppendInt(nil, n, 10)
+	return n, created, t.set(op.Key, p, r)
+}
+
+func (t *txn) appendValue(op *kv.Op, p *pending) error {
+	r := record{contentType: op.ContentType, value: op.Value}
+	if p.cur != nil {
+		// Before the old value is read: the limit bounds the work.
+		if t.maxValue > 0 && p.cur.size+uint64(len(op.Value)) > t.maxValue {
+			return t.tooBig(p.cur.size + uint64(len(op.Value)))
+		}
+		v, err := t.value(op.Key, p)
+		if err != nil {
+			return err
+		}
+		t.bytes += len(v)
+		r.value = append(v[:len(v):len(v)], op.Value...)
+		r.contentType, r.expires = p.cur.contentType, p.cur.expires
+	}
+	return t.set(op.Key, p, r)
+}
+
+func (t *txn) tooBig(size uint64) error {
+	return kv.NotApplied(kv.CodeTooLarge, "the value would take %d bytes, more than max-value-bytes (%d)", size, t.maxValue)
+}
+
+// set makes r, whose value is given, the key's record.
+func (t *txn) set(key string, p *pending, r record) error {
+	r.size = uint64(len(r.value))
+	if t.maxValue > 0 && r.size > t.maxValue {
+		return t.tooBig(r.size)
+	}
+	r.valueHash = sha256.Sum256(r.value)
+	r.loaded = true
+	t.change(key, p, &r)
+	return nil
+}
+
+// change stores r with the attributes that follow from the net effect: several
+// changes of one key are one change of what was there before the transaction.
+func (t *txn) change(key string, p *pending, r *record) {
+	r.mod, r.create, r.version = t.rev, t.rev, 1
+	if p.old != nil {
+		r.create, r.version = p.old.create, p.old.version+1
+	}
+	t.bytes += len(key) + len(r.value)
+	p.cur, p.touched = r, true
+}
+
+// changed lists the keys that the transaction changes in effect, in the order of
+// their first mention. A key that was made and deleted inside it is none.
+func (t *txn) changed() []string {
+	out := t.order[:0:0]
+	for _, k := range t.order {
+		if p := t.keys[k]; p.touched && (p.old != nil || p.cur != nil) {
+			out = append(out, k)
+		}
+	}
+	return out
+}

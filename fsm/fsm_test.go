@@ -1,0 +1,663 @@
+package fsm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/settkv/sett/engine"
+	"github.com/settkv/sett/kv"
+	"github.com/settkv/sett/snapshot"
+)
+
+// machine is an FSM under test and the log that it is fed.
+type machine struct {
+	t     *testing.T
+	dir   string
+	store *snapshot.Store
+	*FSM
+	index uint64
+	log   []Log // all entries, for delivery after a restart
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	m := &machine{t: t, dir: filepath.Join(t.TempDir(), "state")}
+	m.open()
+	t.Cleanup(func() { _ = m.store.Close() })
+	m.index++
+	m.log = append(m.log, Log{Index: m.index, Term: 1, Configuration: true, Data: testConfiguration()})
+	m.ApplyBatch(m.log)
+	return m
+}
+
+func (m *machine) open() {
+	m.t.Helper()
+	var err error
+	m.store, err = snapshot.OpenStore(snapshot.StoreConfig{
+		Dir: m.dir, Engine: engine.Config{MinFreeBytes: 1 << 20}, Logger: slog.New(slog.DiscardHandler),
+		OnFatal: func(err error) { panic(fmt.Sprintf("fatal: %v", err)) },
+	})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.FSM, err = Open(Config{Store: m.store, Logger: slog.New(slog.DiscardHandler), OnFatal: func(err error) { panic(fmt.Sprintf("fatal: %v", err)) }})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// restart closes and opens the machine, and delivers the log after the snapshot
+// again, as Raft does.
+func (m *machine) restart() {
+	m.t.Helper()
+	if err := m.store.Close(); err != nil {
+		m.t.Fatal(err)
+	}
+	m.open()
+	from := m.Info().Delivered
+	var again []Log
+	for _, l := range m.log {
+		if l.Index > from {
+			again = append(again, l)
+		}
+	}
+	for part := range slices.Chunk(again, 64) {
+		m.ApplyBatch(part)
+	}
+}
+
+// entry appends an entry of the commands at the given stamp to the log.
+func (m *machine) entry(stamp uint64, cmds ...[]byte) Log {
+	m.index++
+	l := Log{Index: m.index, Term: 1, Data: encodeBatch(stamp, cmds)}
+	m.log = append(m.log, l)
+	return l
+}
+
+func (m *machine) apply(cmds ...[]byte) []Result {
+	return m.ApplyBatch([]Log{m.entry(0, cmds...)})[0]
+}
+
+func (m *machine) txn(t kv.Txn) (kv.TxnResult, error) {
+	m.t.Helper()
+	cmd, err := EncodeTxn(t)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	r := m.apply(cmd)[0]
+	if r.Err != nil {
+		return r.Txn, r.Err
+	}
+	return r.Txn, nil
+}
+
+func (m *machine) mustTxn(ops ...kv.Op) kv.TxnResult {
+	m.t.Helper()
+	r, err := m.txn(kv.Txn{Then: ops})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return r
+}
+
+func put(key, value string) kv.Op { return kv.Op{Kind: kv.OpPut, Key: key, Value: []byte(value)} }
+func del(key string) kv.Op        { return kv.Op{Kind: kv.OpDelete, Key: key} }
+
+// checkDigest compares the incremental digest with one computed from the disk.
+func (m *machine) checkDigest() {
+	m.t.Helper()
+	got := m.Digest()
+	want, keys, err := m.Recompute(context.Background())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if got != want || keys != m.Info().Keys {
+		m.t.Fatalf("digest %+v with %d keys, recomputed %+v with %d", got, m.Info().Keys, want, keys)
+	}
+	l, r, err := m.Capture()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer r.Close()
+	var stream bytes.Buffer
+	if _, err := snapshot.WriteStream(&stream, l, r); err != nil {
+		m.t.Fatal(err)
+	}
+	if want, keys, err = DigestOf(&stream); err != nil || got != want || keys != m.Info().Keys {
+		m.t.Fatalf("digest %+v with %d keys, in an export %+v with %d: %v", got, m.Info().Keys, want, keys, err)
+	}
+}
+
+func TestRevisionsAndAttributes(t *testing.T) {
+	m := newMachine(t)
+	r := m.mustTxn(kv.Op{Kind: kv.OpPut, Key: "a", Value: []byte("1"), ContentType: "text/plain"})
+	if r.Revision != 1 || !r.Ops[0].Created || r.Ops[0].ModRevision != 1 {
+		t.Fatalf("first put: %+v", r)
+	}
+	if r := m.mustTxn(put("a", "1")); r.Revision != 2 || r.Ops[0].Created {
+		t.Fatalf("an identical put is a change: %+v", r)
+	}
+	it, rev, err := m.Get(context.Background(), "a", 0)
+	if err != nil || rev != 2 || it.CreateRevision != 1 || it.ModRevision != 2 || it.Version != 2 || it.ContentType != "" {
+		t.Fatalf("%+v at %d: %v", it, rev, err)
+	}
+	if r := m.mustTxn(del("nothing")); r.Revision != 2 || r.Ops[0].Deleted != 0 {
+		t.Fatalf("a delete of nothing: %+v", r)
+	}
+	if r := m.mustTxn(put("n", "x"), del("n")); r.Revision != 2 {
+		t.Fatalf("made and deleted in one transaction is no change: %+v", r)
+	}
+	if r := m.mustTxn(put("a", "x"), put("a", "y"), put("b", "z")); r.Revision != 3 {
+		t.Fatalf("%+v", r)
+	}
+	if it, _, _ := m.Get(context.Background(), "a", 0); it.Version != 3 || string(it.Value) != "y" {
+		t.Fatalf("several changes are one: %+v", it)
+	}
+	if r := m.mustTxn(del("a"), put("a", "w")); r.Revision != 4 {
+		t.Fatalf("%+v", r)
+	}
+	if it, _, _ := m.Get(context.Background(), "a", 0); it.Version != 4 || it.CreateRevision != 1 {
+		t.Fatalf("deleted and made again in one transaction: %+v", it)
+	}
+	m.mustTxn(del("a"))
+	if _, rev, err := m.Get(context.Background(), "a", 0); !errors.Is(err, kv.ErrNotFound) || rev != 5 {
+		t.Fatalf("%d %v", rev, err)
+	}
+	m.mustTxn(put("a", "new"))
+	if it, _, _ := m.Get(context.Background(), "a", 0); it.Version != 1 || it.CreateRevision != 6 {
+		t.Fatalf("made again: %+v", it)
+	}
+	for rev, want := range map[kv.Revision]string{1: "1", 3: "y", 4: "w", 6: "new"} {
+		if it, at, err := m.Get(context.Background(), "a", rev); err != nil || string(it.Value) != want || at != rev {
+			t.Errorf("at %d: %q, %v", rev, it.Value, err)
+		}
+	}
+	if _, _, err := m.Get(context.Background(), "a", 7); !errors.Is(err, kv.ErrInvalidArgument) {
+		t.Errorf("the future: %v", err)
+	}
+	m.checkDigest()
+}
+
+func TestConditions(t *testing.T) {
+	m := newMachine(t)
+	m.mustTxn(put("k", "v"))
+	m.mustTxn(put("k", "w"))
+	cond := func(target kv.CondTarget, op kv.CondOp, n uint64) kv.Cond {
+		return kv.Cond{Key: "k", Target: target, Op: op, Number: n}
+	}
+	for _, c := range []struct {
+		name string
+		cond kv.Cond
+		want bool
+	}{
+		{"mod equal", cond(kv.CondModRevision, kv.CmpEqual, 2), true},
+		{"mod differs", cond(kv.CondModRevision, kv.CmpEqual, 1), false},
+		{"mod greater", cond(kv.CondModRevision, kv.CmpGreater, 1), true},
+		{"create", cond(kv.CondCreateRevision, kv.CmpLessEqual, 1), true},
+		{"version", cond(kv.CondVersion, kv.CmpGreaterEqual, 3), false},
+		{"version not", cond(kv.CondVersion, kv.CmpNotEqual, 1), true},
+		{"exists", cond(kv.CondExists, kv.CmpEqual, 1), true},
+		{"exists not", cond(kv.CondExists, kv.CmpEqual, 0), false},
+		{"value", kv.Cond{Key: "k", Target: kv.CondValue, Op: kv.CmpEqual, Value: []byte("w")}, true},
+		{"value differs", kv.Cond{Key: "k", Target: kv.CondValue, Op: kv.CmpEqual, Value: []byte("v")}, false},
+		{"absent is revision 0", kv.Cond{Key: "x", Target: kv.CondModRevision, Op: kv.CmpEqual}, true},
+		{"absent less", kv.Cond{Key: "x", Target: kv.CondVersion, Op: kv.CmpLess, Number: 1}, true},
+		{"no value equals absent", kv.Cond{Key: "x", Target: kv.CondValue, Op: kv.CmpEqual}, false},
+	} {
+		r, err := m.txn(kv.Txn{If: []kv.Cond{c.cond}, Then: []kv.Op{{Kind: kv.OpGet, Key: "k"}}, Else: nil})
+		if err != nil || r.Succeeded != c.want || r.Revision != 2 {
+			t.Errorf("%s: %+v, %v", c.name, r, err)
+		}
+		if !c.want && c.cond.Key == "k" && r.FailedRevision != 2 {
+			t.Errorf("%s: failed revision %d", c.name, r.FailedRevision)
+		}
+	}
+	r, err := m.txn(kv.Txn{If: []kv.Cond{cond(kv.CondExists, kv.CmpEqual, 0)}, Then: []kv.Op{put("k", "then")}, Else: []kv.Op{put("k", "else")}})
+	if err != nil || r.Succeeded || r.Revision != 3 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if it, _, _ := m.Get(context.Background(), "k", 0); string(it.Value) != "else" {
+		t.Fatalf("%q", it.Value)
+	}
+}
+
+func TestIncrAppendTouch(t *testing.T) {
+	m := newMachine(t)
+	m.apply(EncodeInit("c", "sett", kv.ClusterSettings{MaxValueBytes: 300 << 10}))
+	incr := func(by int64) kv.Op { return kv.Op{Kind: kv.OpIncr, Key: "n", By: by} }
+	if r := m.mustTxn(incr(5)); r.Ops[0].Number != 5 || !r.Ops[0].Created {
+		t.Fatalf("%+v", r)
+	}
+	if r := m.mustTxn(incr(-7)); r.Ops[0].Number != -2 {
+		t.Fatalf("%+v", r)
+	}
+	for _, c := range []struct {
+		start string
+		by    int64
+	}{{"x", 1}, {"", 1}, {" 1", 1}, {"1.0", 1}, {strconv.Itoa(math.MaxInt64), 1}, {strconv.Itoa(math.MinInt64), -1}, {"9223372036854775808", 1}, {"-1", math.MinInt64}} {
+		m.mustTxn(put("n", c.start))
+		before := m.Info().Revision
+		if _, err := m.txn(kv.Txn{Then: []kv.Op{put("other", "x"), incr(c.by)}}); !errors.Is(err, kv.ErrConflict) {
+			t.Errorf("incr of %q by %d: %v", c.start, c.by, err)
+		}
+		if m.Info().Revision != before {
+			t.Errorf("a failing operation changed something")
+		}
+	}
+	big := bytes.Repeat([]byte("0123456789"), 15_000) // in pieces
+	m.mustTxn(kv.Op{Kind: kv.OpPut, Key: "b", Value: big, ContentType: "text/x", TTL: time.Hour})
+	m.mustTxn(kv.Op{Kind: kv.OpAppend, Key: "b", Value: []byte("tail")})
+	it, _, err := m.Get(context.Background(), "b", 0)
+	if err != nil || !bytes.Equal(it.Value, append(slices.Clone(big), "tail"...)) || it.ContentType != "text/x" || it.ExpiresAt.IsZero() {
+		t.Fatalf("append: %d bytes, %q, %v, %v", len(it.Value), it.ContentType, it.ExpiresAt, err)
+	}
+	if _, err := m.txn(kv.Txn{Then: []kv.Op{{Kind: kv.OpAppend, Key: "b", Value: bytes.Repeat(big, 1)}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.txn(kv.Txn{Then: []kv.Op{{Kind: kv.OpAppend, Key: "b", Value: big}}}); !errors.Is(err, kv.ErrTooLarge) {
+		t.Fatalf("beyond max-value-bytes: %v", err)
+	}
+	if _, err := m.txn(kv.Txn{Then: []kv.Op{{Kind: kv.OpTouch, Key: "absent", TTL: time.Second}}}); !errors.Is(err, kv.ErrNotFound) {
+		t.Fatal(err)
+	}
+	before, _, _ := m.Get(context.Background(), "b", 0)
+	r := m.mustTxn(kv.Op{Kind: kv.OpTouch, Key: "b", TTL: 2 * time.Hour})
+	after, _, err := m.Get(context.Background(), "b", 0)
+	if err != nil || after.ModRevision != r.Revision || after.Version != before.Version+1 || !after.ExpiresAt.After(before.ExpiresAt) || !bytes.Equal(after.Value, before.Value) {
+		t.Fatalf("touch: %v %v", after.ExpiresAt, err)
+	}
+	m.mustTxn(put("b", "small"))
+	if it, _, err := m.Get(context.Background(), "b", 0); err != nil || string(it.Value) != "small" || !it.ExpiresAt.IsZero() {
+		t.Fatalf("%q %v", it.Value, err)
+	}
+	if it, _, err := m.Get(context.Background(), "b", r.Revision); err != nil || !bytes.Equal(it.Value, after.Value) {
+		t.Fatalf("pieces of the past: %v", err)
+	}
+	m.checkDigest()
+	m.restart()
+	m.checkDigest()
+}
+
+func TestExpiry(t *testing.T) {
+	m := newMachine(t)
+	const t0 = 1_000_000
+	cmd := func(op kv.Op) []byte {
+		b, err := EncodeTxn(kv.Txn{Then: []kv.Op{op}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	at := func(stamp uint64, cmds ...[]byte) []Result { return m.ApplyBatch([]Log{m.entry(stamp, cmds...)})[0] }
+	for i := range 1500 {
+		at(t0, cmd(kv.Op{Kind: kv.OpPut, Key: fmt.Sprintf("k%04d", i), Value: []byte("v"), TTL: time.Second}))
+	}
+	at(t0, cmd(kv.Op{Kind: kv.OpPut, Key: "later", Value: []byte("v"), TTL: 2 * time.Second}))
+	if ms, ok, err := m.NextExpiry(); err != nil || !ok || ms != t0+1000 {
+		t.Fatalf("%d %v %v", ms, ok, err)
+	}
+	if r := at(t0+999, EncodeExpire())[0]; r.Txn.Ops[0].Deleted != 0 || r.Txn.Revision != 1501 {
+		t.Fatalf("a millisecond early: %+v", r)
+	}
+	if r := at(t0+1000, EncodeExpire())[0]; r.Txn.Ops[0].Deleted != 1000 || r.Txn.Revision != 1502 {
+		t.Fatalf("%+v", r)
+	}
+	// In one batch with a put that clears a time and one that sets another.
+	rs := at(t0+1000, cmd(put("k1499", "kept")), EncodeExpire())
+	if rs[1].Txn.Ops[0].Deleted != 499 {
+		t.Fatalf("%+v", rs)
+	}
+	if m.Info().Keys != 2 {
+		t.Fatalf("%d keys are left", m.Info().Keys)
+	}
+	m.checkDigest()
+	m.restart()
+	m.checkDigest()
+	if clock := m.Info().Clock.UnixMilli(); clock != t0+1000 {
+		t.Fatalf("the clock is at %d after a restart", clock)
+	}
+	// An old stamp never moves the clock back.
+	at(5, EncodeExpire())
+	if clock := m.Info().Clock.UnixMilli(); clock != t0+1000 {
+		t.Fatalf("the clock went back to %d", clock)
+	}
+}
+
+func TestBigCommandInChunks(t *testing.T) {
+	m := newMachine(t)
+	value := bytes.Repeat([]byte("x"), 3<<20)
+	cmd, err := EncodeTxn(kv.Txn{Then: []kv.Op{{Kind: kv.OpPut, Key: "big", Value: value}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chunks := func(id uint64, term uint64, upTo int) (last []Result) {
+		parts := slices.Collect(slices.Chunk(cmd, 200<<10))
+		for i, p := range parts[:upTo] {
+			m.index++
+			l := Log{Index: m.index, Term: term, Data: encodeChunk(0, id, i, i == len(parts)-1, p)}
+			m.log = append(m.log, l)
+			last = m.ApplyBatch([]Log{l})[0]
+		}
+		return last
+	}
+	n := (len(cmd) + 200<<10 - 1) / (200 << 10)
+	if r := chunks(1, 1, n-1); len(r) != 0 || m.Info().Revision != 0 {
+		t.Fatalf("chunks are visible before the last: %+v", r)
+	}
+	// A restart in between loses nothing: the snapshot's label carries them.
+	m.snapshot()
+	m.restart()
+	m.index++
+	l := Log{Index: m.index, Term: 1, Data: encodeChunk(0, 1, n-1, true, cmd[(n-1)*(200<<10):])}
+	m.log = append(m.log, l)
+	if r := m.ApplyBatch([]Log{l})[0]; len(r) != 1 || r[0].Err != nil || r[0].Txn.Revision != 1 {
+		t.Fatalf("%+v", r)
+	}
+	it, _, err := m.Get(context.Background(), "big", 0)
+	if err != nil || !bytes.Equal(it.Value, value) {
+		t.Fatalf("%d bytes, %v", len(it.Value), err)
+	}
+	// A leader that loses its term leaves nothing behind.
+	chunks(2, 1, n-1)
+	m.index++
+	l = Log{Index: m.index, Term: 2, Data: encodeBatch(0, [][]byte{EncodeLead("s", time.Time{})})}
+	m.log = append(m.log, l)
+	m.ApplyBatch([]Log{l})
+	if m.small.stagedBytes != 0 || len(m.small.staged) != 0 {
+		t.Fatalf("%d bytes are left staged", m.small.stagedBytes)
+	}
+	m.index++
+	l = Log{Index: m.index, Term: 2, Data: encodeChunk(0, 2, n-1, true, nil)}
+	m.log = append(m.log, l)
+	if r := m.ApplyBatch([]Log{l})[0]; len(r) != 1 || r[0].Err == nil || r[0].Err.Outcome != kv.OutcomeNotApplied {
+		t.Fatalf("a committing chunk without the others: %+v", r)
+	}
+	m.checkDigest()
+}
+
+func TestTransactionLimit(t *testing.T) {
+	m := newMachine(t)
+	ops := make([]kv.Op, maxTouchedKeys+1)
+	for i := range ops {
+		ops[i] = put(fmt.Sprintf("key-%06d", i), "v")
+	}
+	if _, err := m.txn(kv.Txn{Then: ops}); !errors.Is(err, kv.ErrTooLarge) || m.Info().Revision != 0 {
+		t.Fatalf("%v", err)
+	}
+	// At the limit it is one revision, in several parts on disk.
+	if r := m.mustTxn(ops[:20_000]...); r.Revision != 1 || len(r.Ops) != 20_000 {
+		t.Fatalf("revision %d, %d results", r.Revision, len(r.Ops))
+	}
+	m.checkDigest()
+	m.restart()
+	if i := m.Info(); i.Keys != 20_000 || i.Revision != 1 {
+		t.Fatalf("%+v", i)
+	}
+	m.checkDigest()
+}
+
+// snapshot takes a local Raft snapshot as raft would.
+func (m *machine) snapshot() {
+	m.t.Helper()
+	l, eng, err := m.Label()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if err := commitLabel(m.store, l, eng); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// model is what a state machine should hold.
+type model struct {
+	rev  kv.Revision
+	keys map[string]kv.Item
+	past map[kv.Revision]map[string]kv.Item
+}
+
+func (o *model) apply(ops []kv.Op, clock uint64) (ok bool) {
+	next := maps.Clone(o.keys)
+	touched := map[string]bool{}
+	set := func(op kv.Op, v []byte, ct string, exp time.Time) {
+		it := kv.Item{Key: op.Key, Value: v, ContentType: ct, ExpiresAt: exp, CreateRevision: o.rev + 1, ModRevision: o.rev + 1, Version: 1}
+		if old, ok := o.keys[op.Key]; ok {
+			it.CreateRevision, it.Version = old.CreateRevision, old.Version+1
+		}
+		next[op.Key] = it
+		touched[op.Key] = true
+	}
+	expiry := func(ttl time.Duration) time.Time {
+		if ttl == 0 {
+			return time.Time{}
+		}
+		return timeOf(clock + uint64(ttl/time.Millisecond))
+	}
+	for _, op := range ops {
+		old, exists := next[op.Key]
+		switch op.Kind {
+		case kv.OpPut:
+			set(op, op.Value, op.ContentType, expiry(op.TTL))
+		case kv.OpDelete:
+			if exists {
+				delete(next, op.Key)
+				touched[op.Key] = true
+			}
+		case kv.OpAppend:
+			set(op, append(slices.Clone(old.Value), op.Value...), old.ContentType, old.ExpiresAt)
+		case kv.OpIncr:
+			var n int64
+			if exists {
+				var err error
+				if n, err = strconv.ParseInt(string(old.Value), 10, 64); err != nil || len(old.Value) > 20 {
+					return false
+				}
+			}
+			set(op, []byte(strconv.FormatInt(n+op.By, 10)), old.ContentType, old.ExpiresAt)
+		case kv.OpTouch:
+			if !exists {
+				return false
+			}
+			set(op, old.Value, old.ContentType, expiry(op.TTL))
+		}
+	}
+	for k := range touched {
+		_, before := o.keys[k]
+		_, after := next[k]
+		if before || after {
+			o.rev++
+			o.keys = next
+			o.past[o.rev] = next
+			return true
+		}
+	}
+	return true
+}
+
+// TestModel runs random operations against a model, with restarts, snapshots and
+// installs in between, and compares every kept revision.
+func TestModel(t *testing.T) {
+	seeds := 12
+	if testing.Short() {
+		seeds = 4
+	}
+	for range seeds {
+		seed := rand.Uint64()
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { runModel(t, seed) })
+	}
+}
+
+func runModel(t *testing.T, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	m := newMachine(t)
+	o := &model{keys: map[string]kv.Item{}, past: map[kv.Revision]map[string]kv.Item{0: {}}}
+	clock := uint64(1_000_000)
+	oldest := kv.Revision(0)
+	for range 60 {
+		var logs []Log
+		for range 1 + rng.IntN(4) {
+			var cmds [][]byte
+			clock += uint64(rng.IntN(3))
+			for range 1 + rng.IntN(5) {
+				ops := randomOps(rng)
+				cmd, err := EncodeTxn(kv.Txn{Then: ops})
+				if err != nil {
+					t.Fatal(err)
+				}
+				cmds = append(cmds, cmd)
+				o.apply(ops, clock)
+			}
+			logs = append(logs, m.entry(clock, cmds...))
+		}
+		m.ApplyBatch(logs)
+		if got := m.Info().Revision; got != o.rev {
+			t.Fatalf("revision %d, the model is at %d", got, o.rev)
+		}
+		switch rng.IntN(12) {
+		case 0:
+			m.restart()
+		case 1:
+			m.snapshot()
+			m.restart()
+		case 2:
+			if o.rev > 3 {
+				oldest = max(oldest, o.rev-kv.Revision(rng.IntN(3)))
+				m.apply(EncodeCompact(oldest))
+				if _, err := m.Trim(); err != nil {
+					t.Fatal(err)
+				}
+				if err := m.store.Engine().Compact(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		case 3:
+			m.install(t)
+		}
+	}
+	m.checkDigest()
+	for rev := max(oldest, 1); rev <= o.rev; rev++ {
+		for i := range 12 {
+			key := fmt.Sprintf("k%d", i)
+			got, _, err := m.Get(context.Background(), key, rev)
+			want, exists := o.past[rev][key]
+			if !exists {
+				if !errors.Is(err, kv.ErrNotFound) {
+					t.Fatalf("%s at %d: %v, want not-found", key, rev, err)
+				}
+				continue
+			}
+			if err != nil || !bytes.Equal(got.Value, want.Value) || got.CreateRevision != want.CreateRevision || got.ModRevision != want.ModRevision ||
+				got.Version != want.Version || got.ContentType != want.ContentType || !got.ExpiresAt.Equal(want.ExpiresAt) {
+				t.Fatalf("%s at %d: %+v, want %+v: %v", key, rev, short(got), short(want), err)
+			}
+		}
+	}
+	if oldest > 1 {
+		var e *kv.Error
+		if _, _, err := m.Get(context.Background(), "k0", oldest-1); !errors.As(err, &e) || e.Code != kv.CodeCompacted || e.OldestRevision != oldest {
+			t.Fatalf("below the oldest revision %d: %v", oldest, err)
+		}
+	}
+}
+
+func short(it kv.Item) kv.Item {
+	it.Value = it.Value[:min(8, len(it.Value))]
+	return it
+}
+
+func randomOps(rng *rand.Rand) []kv.Op {
+	ops := make([]kv.Op, 1+rng.IntN(4))
+	for i := range ops {
+		op := kv.Op{Key: fmt.Sprintf("k%d", rng.IntN(12))}
+		switch rng.IntN(10) {
+		case 0, 1, 2:
+			op.Kind, op.Value, op.ContentType = kv.OpPut, []byte(strconv.Itoa(rng.IntN(1000))), "t/"+strconv.Itoa(rng.IntN(3))
+		case 3:
+			op.Kind, op.Value = kv.OpPut, bytes.Repeat([]byte{byte(rng.Uint32())}, rng.IntN(200<<10))
+		case 4:
+			op.Kind, op.Value, op.TTL = kv.OpPut, []byte("t"), time.Hour
+		case 5, 6:
+			op.Kind = kv.OpDelete
+		case 7:
+			op.Kind, op.By = kv.OpIncr, rng.Int64N(100)
+		case 8:
+			op.Kind, op.Value = kv.OpAppend, []byte("+")
+		case 9:
+			op.Kind, op.TTL = kv.OpTouch, time.Duration(1+rng.IntN(1000))*time.Minute
+		}
+		ops[i] = op
+	}
+	return ops
+}
+
+// install streams the machine's state into another one, which takes its place.
+func (m *machine) install(t *testing.T) {
+	t.Helper()
+	m.snapshot()
+	next := &machine{t: t, dir: filepath.Join(t.TempDir(), "state"), index: m.index, log: m.log}
+	next.open()
+	t.Cleanup(func() { _ = next.store.Close() })
+	meta, rc, err := openSnapshot(m.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sink, err := createSink(next.store, meta)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(sink, rc); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(rc.Close(), sink.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := restoreSink(next, sink.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := next.Digest(), m.Digest(); got != want {
+		t.Fatalf("digest after the install %+v, want %+v", got, want)
+	}
+	next.checkDigest()
+	if err := m.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	*m = *next
+}
+
+func TestRetained(t *testing.T) {
+	m := newMachine(t)
+	for i := range 20 {
+		cmd, err := EncodeTxn(kv.Txn{Then: []kv.Op{put("k", strings.Repeat("v", 99))}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.ApplyBatch([]Log{m.entry(uint64(1000+10*i), cmd)}) // revision i+1 at 1000+10i, 100 bytes each
+	}
+	for _, c := range []struct {
+		ms, bytes uint64
+		want      kv.Revision
+	}{
+		{0, 0, 0}, {1000, 0, 0}, {1001, 0, 1}, {1010, 0, 1}, {1011, 0, 2}, {5000, 0, 20},
+		{0, 100_000, 0}, {0, 2000, 0}, {0, 1000, 9}, {0, 1, 19}, {1100, 500, 14}, {1195, 500, 20},
+	} {
+		if got, err := m.Retained(c.ms, c.bytes); err != nil || got != c.want {
+			t.Errorf("since %d, at most %d bytes: revision %d, want %d: %v", c.ms, c.bytes, got, c.want, err)
+		}
+	}
+	m.apply(EncodeCompact(10))
+	if got, err := m.Retained(0, 0); err != nil || got != 10 {
+		t.Errorf("after compaction to 10: %d, %v", got, err)
+	}
+}

@@ -1,0 +1,5 @@
+//go:build !mutant_nonvoter_counted
+
+package consensus
+
+const mutantNonvoterCounted = false

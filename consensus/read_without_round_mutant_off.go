@@ -1,0 +1,5 @@
+//go:build !mutant_read_without_round
+
+package consensus
+
+const mutantReadWithoutRound = false

@@ -1,0 +1,164 @@
+package httpapi
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/settkv/sett/kv"
+)
+
+// Store is the data as the handlers need it. All methods may be called
+// concurrently and return when their context ends.
+type Store interface {
+	// Txn proposes t and waits for the state machine's decision. On a node that does
+	// not lead it fails with no-leader, outcome not-applied. With an error, a Revision
+	// other than zero in the result is the one at which it was decided. timing is
+	// never nil.
+	Txn(ctx context.Context, t kv.Txn, timing *kv.Timing) (kv.TxnResult, error)
+	// Get reads one key. The revision is the one that the answer is valid at, and is
+	// valid with kv.ErrNotFound too. A read with kv.Leader consistency is served on the
+	// leader only, elsewhere it fails with no-leader. timing is never nil.
+	Get(ctx context.Context, key string, o kv.ReadOptions, timing *kv.Timing) (kv.Item, kv.Revision, error)
+	// Settings returns the cluster settings in force on this node.
+	Settings() kv.ClusterSettings
+	// SetSettings replaces the cluster settings; leader only, elsewhere no-leader.
+	SetSettings(ctx context.Context, s kv.ClusterSettings) error
+	// Revision is the newest revision this node has applied.
+	Revision() kv.Revision
+	// Snapshot makes this node take its Raft snapshot and returns the log index it covers.
+	Snapshot(ctx context.Context) (index uint64, err error)
+}
+
+// Cluster is the membership as the handlers need it. AddMember, RemoveMember,
+// Promote, Demote and Transfer work on the leader only and fail with no-leader,
+// outcome not-applied, elsewhere.
+type Cluster interface {
+	// Self is this node's id.
+	Self() string
+	// ClusterID is the id of the cluster, empty until the node belongs to one.
+	ClusterID() string
+	// Leader returns the leader's id and HTTP address (host:port, or a URL without a
+	// path); ok is false while no leader with a known address is known.
+	Leader() (id, httpAddr string, ok bool)
+	IsLeader() bool
+	// LeaderChanged returns a channel that is closed at the next change of what Leader says.
+	LeaderChanged() <-chan struct{}
+	Info(ctx context.Context) (kv.ClusterInfo, error)
+	// AddMember adds a server, or returns the member as it is if it is one already
+	// under the same id and addresses.
+	AddMember(ctx context.Context, m kv.MemberSpec) (kv.Member, error)
+	// RemoveMember removes a server; force overrides the guard of the quorum.
+	RemoveMember(ctx context.Context, id string, force bool) error
+	Promote(ctx context.Context, id string) (kv.Member, error)
+	// Demote makes a voter a nonvoter; force overrides the guard of the quorum.
+	Demote(ctx context.Context, id string, force bool) (kv.Member, error)
+	// Transfer hands leadership to the member of that id ("" is any) and returns the
+	// id of the new leader once it leads.
+	Transfer(ctx context.Context, to string) (leader string, err error)
+}
+
+// Health is what the probes report.
+type Health interface {
+	Status(ctx context.Context) (kv.Status, error)
+	// Live returns why the process should be restarted, or nil.
+	Live() error
+	// Ready returns the readiness checks in the order they are shown; the node is
+	// ready if all are OK.
+	Ready() []kv.Check
+}
+
+// Config is what a Server is made of. Store, Cluster and Health are required; every
+// other field has a default.
+type Config struct {
+	Store   Store
+	Cluster Cluster
+	Health  Health
+
+	// Peer, if not nil, serves everything under /internal/ (the protocol of nodes among
+	// themselves). Its request bodies are cut off at MaxPeerBodyBytes.
+	Peer http.Handler
+	// Metrics is served at /metrics and gets this package's own metrics registered; nil
+	// makes a registry of its own.
+	Metrics *prometheus.Registry
+	// Logger defaults to discarding.
+	Logger *slog.Logger
+	// Version goes into the Server header ("sett/VERSION").
+	Version string
+
+	// MaxInflightBytes bounds the bodies and proposals at work at once; beyond it a
+	// request is answered 429. Default 64 MiB.
+	MaxInflightBytes int64
+	// MaxConns bounds the open client connections; one more is turned away. Default 4096.
+	MaxConns int
+	// MaxHeaderBytes bounds a request's line and headers. Default 256 KiB: room for the
+	// longest key Sett can store, percent-encoded.
+	MaxHeaderBytes int
+	// DefaultTimeout bounds a request that has no timeout parameter. Default 10 s.
+	DefaultTimeout time.Duration
+	// HeaderTimeout is how long a client may take to send its headers. Default 5 s.
+	HeaderTimeout time.Duration
+	// IdleTimeout is how long a connection may be idle. Default 2 min.
+	IdleTimeout time.Duration
+	// ProgressTimeout is the longest a client may take to send, or to take, the next
+	// ProgressBytes of a body. Default 10 s.
+	ProgressTimeout time.Duration
+	// Dial opens connections to the leader; default a net.Dialer of 2 s.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// ForwardConns bounds the connections to the leader that forwards share. Default 512.
+	ForwardConns int
+}
+
+// Constants of the HTTP API.
+const (
+	// ProgressBytes per Config.ProgressTimeout is the slowest body that is tolerated.
+	ProgressBytes = 32 << 10
+	// MaxPeerBodyBytes bounds a request body under /internal/.
+	MaxPeerBodyBytes = 4 << 20
+	// MaxAdminBodyBytes bounds the JSON body of cluster operations.
+	MaxAdminBodyBytes = 64 << 10
+	// MaxTimeout bounds the timeout parameter.
+	MaxTimeout = 10 * time.Minute
+	minTimeout = time.Millisecond
+)
+
+func (c Config) withDefaults() Config {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Metrics == nil {
+		c.Metrics = prometheus.NewRegistry()
+	}
+	if c.MaxInflightBytes <= 0 {
+		c.MaxInflightBytes = 64 << 20
+	}
+	if c.MaxConns <= 0 {
+		c.MaxConns = 4096
+	}
+	if c.MaxHeaderBytes <= 0 {
+		c.MaxHeaderBytes = 256 << 10
+	}
+	if c.DefaultTimeout <= 0 {
+		c.DefaultTimeout = 10 * time.Second
+	}
+	if c.HeaderTimeout <= 0 {
+		c.HeaderTimeout = 5 * time.Second
+	}
+	if c.IdleTimeout <= 0 {
+		c.IdleTimeout = 2 * time.Minute
+	}
+	if c.ProgressTimeout <= 0 {
+		c.ProgressTimeout = 10 * time.Second
+	}
+	if c.Dial == nil {
+		c.Dial = (&net.Dialer{Timeout: 2 * time.Second, KeepAlive: 15 * time.Second}).DialContext
+	}
+	if c.ForwardConns <= 0 {
+		c.ForwardConns = 512
+	}
+	return c
+}

@@ -1,0 +1,397 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/settkv/sett/kv"
+)
+
+// fakeStore is a store of the newest state in memory. Its
+// hooks, if set, answer instead unless they return errGoOn.
+type fakeStore struct {
+	onTxn func(ctx context.Context, t kv.Txn) (kv.TxnResult, error)
+	onGet func(ctx context.Context, key string, o kv.ReadOptions) (kv.Item, kv.Revision, error)
+
+	mu       sync.Mutex
+	rev      kv.Revision
+	items    map[string]kv.Item
+	settings kv.ClusterSettings
+	txns     []kv.Txn
+	reads    []kv.ReadOptions
+	now      time.Time
+}
+
+func newFakeStore() *fakeStore {
+	return &fakeStore{
+		items: map[string]kv.Item{}, now: time.Date(2030, 1, 2, 3, 4, 5, 678e6, time.UTC),
+		settings: kv.ClusterSettings{HistoryRetention: time.Hour, MaxKeyBytes: 64, MaxValueBytes: 1 << 20, MaxRequestBytes: 2 << 20},
+	}
+}
+
+func (f *fakeStore) Txn(ctx context.Context, t kv.Txn, timing *kv.Timing) (kv.TxnResult, error) {
+	if f.onTxn != nil {
+		if r, err := f.onTxn(ctx, t); !errors.Is(err, errGoOn) {
+			return r, err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	timing.Replicate, timing.Apply = 20*time.Microsecond, 10*time.Microsecond
+	f.txns = append(f.txns, t)
+	for _, c := range t.If {
+		it, have := f.items[c.Key]
+		holds := uint64(it.ModRevision) == c.Number
+		if c.Target == kv.CondExists {
+			holds = have == (c.Number == 1)
+		}
+		if !holds {
+			return kv.TxnResult{Revision: f.rev, FailedRevision: it.ModRevision}, nil
+		}
+	}
+	op := t.Then[0]
+	old, have := f.items[op.Key]
+	res := kv.OpResult{Kind: op.Kind, Created: !have}
+	if have && op.Previous {
+		res.Previous = &old
+	}
+	next := old
+	next.Key, next.ModRevision, next.Version = op.Key, f.rev+1, old.Version+1
+	if !have {
+		next.CreateRevision = f.rev + 1
+	}
+	switch op.Kind {
+	case kv.OpPut:
+		next.Value, next.ContentType, next.ExpiresAt = op.Value, op.ContentType, time.Time{}
+		if op.TTL > 0 {
+			next.ExpiresAt = f.now.Add(op.TTL)
+		}
+	case kv.OpAppend:
+		next.Value = append(append([]byte{}, old.Value...), op.Value...)
+	case kv.OpIncr:
+		n, err := strconv.ParseInt(string(old.Value), 10, 64)
+		if have && err != nil || n > 0 && op.By > math.MaxInt64-n {
+			return kv.TxnResult{Revision: f.rev}, kv.Errorf(kv.CodeConflict, "the value is no 64-bit integer, or the sum is none")
+		}
+		res.Number = n + op.By
+		next.Value = strconv.AppendInt(nil, res.Number, 10)
+	case kv.OpTouch:
+		if !have {
+			return kv.TxnResult{Revision: f.rev}, kv.Errorf(kv.CodeNotFound, "no such key")
+		}
+		next.ExpiresAt = f.now.Add(op.TTL)
+	case kv.OpDelete:
+		if !have {
+			return kv.TxnResult{Succeeded: true, Revision: f.rev, Ops: []kv.OpResult{res}}, nil
+		}
+		f.rev++
+		delete(f.items, op.Key)
+		res.Deleted = 1
+		return kv.TxnResult{Succeeded: true, Revision: f.rev, Ops: []kv.OpResult{res}}, nil
+	}
+	f.rev++
+	f.items[op.Key] = next
+	res.ModRevision = f.rev
+	return kv.TxnResult{Succeeded: true, Revision: f.rev, Ops: []kv.OpResult{res}}, nil
+}
+
+func (f *fakeStore) Get(ctx context.Context, key string, o kv.ReadOptions, timing *kv.Timing) (kv.Item, kv.Revision, error) {
+	if f.onGet != nil {
+		if it, rev, err := f.onGet(ctx, key, o); !errors.Is(err, errGoOn) {
+			return it, rev, err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	timing.Read = time.Millisecond
+	f.reads = append(f.reads, o)
+	rev := f.rev
+	if o.Revision != 0 {
+		rev = o.Revision
+	}
+	it, ok := f.items[key]
+	if !ok || it.ModRevision > rev {
+		return kv.Item{}, rev, kv.Errorf(kv.CodeNotFound, "no such key")
+	}
+	return it, rev, nil
+}
+
+func (f *fakeStore) Settings() kv.ClusterSettings {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.settings
+}
+
+func (f *fakeStore) SetSettings(_ context.Context, s kv.ClusterSettings) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.settings = s
+	return nil
+}
+
+func (f *fakeStore) Revision() kv.Revision {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.rev
+}
+
+func (f *fakeStore) Snapshot(context.Context) (uint64, error) { return 77, nil }
+
+func (f *fakeStore) txnCount() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.txns)
+}
+
+// fakeCluster is a membership that a test steers.
+type fakeCluster struct {
+	self, id string
+
+	mu      sync.Mutex
+	leader  string
+	addr    string
+	changed chan struct{}
+	members []kv.Member
+	calls   []string
+	err     error // of the next operations
+}
+
+func newFakeCluster(self string) *fakeCluster {
+	return &fakeCluster{self: self, id: "c-1", changed: make(chan struct{})}
+}
+
+// lead sets who leads; "" is nobody.
+func (f *fakeCluster) lead(id, addr string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.leader, f.addr = id, addr
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+func (f *fakeCluster) Self() string      { return f.self }
+func (f *fakeCluster) ClusterID() string { return f.id }
+
+func (f *fakeCluster) Leader() (string, string, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.leader, f.addr, f.leader != ""
+}
+
+func (f *fakeCluster) IsLeader() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.leader == f.self
+}
+
+func (f *fakeCluster) LeaderChanged() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.changed
+}
+
+func (f *fakeCluster) Info(context.Context) (kv.ClusterInfo, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return kv.ClusterInfo{
+		ID: f.id, Name: "sett", Leader: f.leader, Term: 3, Members: f.members,
+		Settings: kv.ClusterSettings{HistoryRetention: 90 * time.Minute, MaxKeyBytes: 64, MaxValueBytes: 1 << 20, MaxRequestBytes: 2 << 20},
+	}, nil
+}
+
+func (f *fakeCluster) call(what string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, what)
+	return f.err
+}
+
+func (f *fakeCluster) AddMember(_ context.Context, m kv.MemberSpec) (kv.Member, error) {
+	if err := f.call("add " + m.ID + " " + strconv.FormatBool(m.Voter)); err != nil {
+		return kv.Member{}, err
+	}
+	member := kv.Member{ID: m.ID, RaftAddr: m.RaftAddr, HTTPAddr: m.HTTPAddr, Voter: m.Voter}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, have := range f.members {
+		if have.ID == m.ID {
+			return have, nil
+		}
+	}
+	f.members = append(f.members, member)
+	return member, nil
+}
+
+func (f *fakeCluster) RemoveMember(_ context.Context, id string, force bool) error {
+	return f.call("remove " + id + " " + strconv.FormatBool(force))
+}
+
+func (f *fakeCluster) Promote(_ context.Context, id string) (kv.Member, error) {
+	return kv.Member{ID: id, Voter: true}, f.call("promote " + id)
+}
+
+func (f *fakeCluster) Demote(_ context.Context, id string, force bool) (kv.Member, error) {
+	return kv.Member{ID: id}, f.call("demote " + id + " " + strconv.FormatBool(force))
+}
+
+func (f *fakeCluster) Transfer(_ context.Context, to string) (string, error) {
+	if err := f.call("transfer " + to); err != nil {
+		return "", err
+	}
+	if to == "" {
+		to = "n2"
+	}
+	return to, nil
+}
+
+type fakeHealth struct {
+	mu     sync.Mutex
+	live   error
+	checks []kv.Check
+	panics bool
+}
+
+func (f *fakeHealth) Status(context.Context) (kv.Status, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.panics {
+		panic("a bug with a secret in it")
+	}
+	return kv.Status{ID: "n1", Role: kv.RoleLeader, Revision: 5}, nil
+}
+
+func (f *fakeHealth) Live() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.live
+}
+
+func (f *fakeHealth) Ready() []kv.Check {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.checks
+}
+
+// fixture is a server with its fakes. The node n1 leads itself.
+type fixture struct {
+	store   *fakeStore
+	cluster *fakeCluster
+	health  *fakeHealth
+	srv     *Server
+}
+
+func newFixture(t testing.TB, change ...func(*Config)) *fixture {
+	t.Helper()
+	f := &fixture{store: newFakeStore(), cluster: newFakeCluster("n1"), health: &fakeHealth{checks: []kv.Check{{Name: "raft", OK: true}}}}
+	f.cluster.lead("n1", "")
+	cfg := Config{Store: f.store, Cluster: f.cluster, Health: f.health, Version: "test"}
+	for _, c := range change {
+		c(&cfg)
+	}
+	f.srv = New(cfg)
+	t.Cleanup(func() {
+		if err := f.srv.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return f
+}
+
+// listen serves the fixture on a loopback port and returns host:port.
+func (f *fixture) listen(t testing.TB) string {
+	t.Helper()
+	l := httptest.NewUnstartedServer(nil).Listener
+	go func() {
+		if err := f.srv.Serve(l); err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	}()
+	return l.Addr().String()
+}
+
+// do asks the handler directly. Headers are "Name: value" lines.
+func (f *fixture) do(t testing.TB, method, target, body string, headers ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	var rd io.Reader
+	if body != "" {
+		rd = strings.NewReader(body)
+	}
+	r := httptest.NewRequest(method, target, rd)
+	addHeaders(t, r, headers)
+	w := httptest.NewRecorder()
+	f.srv.Handler().ServeHTTP(w, r)
+	return w
+}
+
+func addHeaders(t testing.TB, r *http.Request, headers []string) {
+	t.Helper()
+	for _, h := range headers {
+		name, value, ok := strings.Cut(h, ": ")
+		if !ok {
+			t.Fatalf("bad header line %q", h)
+		}
+		r.Header.Add(name, value)
+	}
+}
+
+// wantProblem checks that the answer is a whole problem of that status and code.
+func wantProblem(t testing.TB, w *httptest.ResponseRecorder, status int, code kv.Code) problem {
+	t.Helper()
+	if w.Code != status {
+		t.Fatalf("status %d, want %d; body %s", w.Code, status, w.Body)
+	}
+	return parseProblem(t, w.Header(), w.Body.Bytes(), status, code)
+}
+
+func parseProblem(t testing.TB, h http.Header, body []byte, status int, code kv.Code) problem {
+	t.Helper()
+	if got := h.Get("Content-Type"); got != "application/problem+json" {
+		t.Fatalf("content type %q; body %s", got, body)
+	}
+	var p problem
+	if err := json.Unmarshal(body, &p); err != nil {
+		t.Fatalf("problem %q: %v", body, err)
+	}
+	if p.Code != code || p.Status != status || p.Title == "" || p.Detail == "" || p.RequestID == "" || p.Type != "urn:sett:problem:"+string(code) {
+		t.Fatalf("problem %+v, want code %s and status %d and every member", p, code, status)
+	}
+	if p.RequestID != h.Get(headerRequestID) {
+		t.Fatalf("request id %q in the body, %q in the header", p.RequestID, h.Get(headerRequestID))
+	}
+	if status == 429 || status == 503 {
+		if n, err := strconv.Atoi(h.Get("Retry-After")); err != nil || n < 1 {
+			t.Fatalf("Retry-After %q", h.Get("Retry-After"))
+		}
+	}
+	return p
+}
+
+// eventually polls cond until it holds.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.NewTimer(10 * time.Second)
+	defer deadline.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+var errGoOn = errors.New("go on")
+
+var errSecret = errors.New("secret internal detail")

@@ -1,0 +1,317 @@
+package httpapi
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/settkv/sett/kv"
+)
+
+// maxMemberIDBytes bounds a node's id.
+const maxMemberIDBytes = 128
+
+// settingsJSON is kv.ClusterSettings as the API shows it.
+type settingsJSON struct {
+	HistoryRetention      string `json:"history_retention"`
+	HistoryRetentionBytes uint64 `json:"history_retention_bytes"`
+	MaxKeyBytes           uint64 `json:"max_key_bytes"`
+	MaxValueBytes         uint64 `json:"max_value_bytes"`
+	MaxRequestBytes       uint64 `json:"max_request_bytes"`
+}
+
+func newSettingsJSON(s kv.ClusterSettings) settingsJSON {
+	return settingsJSON{
+		HistoryRetention: shortDuration(s.HistoryRetention), HistoryRetentionBytes: s.HistoryRetentionBytes,
+		MaxKeyBytes: s.MaxKeyBytes, MaxValueBytes: s.MaxValueBytes, MaxRequestBytes: s.MaxRequestBytes,
+	}
+}
+
+// clusterJSON is kv.ClusterInfo as the API shows it.
+type clusterJSON struct {
+	ID       string       `json:"id"`
+	Name     string       `json:"name"`
+	Leader   string       `json:"leader"`
+	Term     uint64       `json:"term"`
+	Members  []kv.Member  `json:"members"`
+	Settings settingsJSON `json:"settings"`
+}
+
+func (s *Server) getCluster(ctx context.Context, x *exchange) error {
+	if err := x.noBody(); err != nil {
+		return err
+	}
+	info, err := s.cfg.Cluster.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if info.Members == nil {
+		info.Members = []kv.Member{}
+	}
+	return x.writeJSON(http.StatusOK, clusterJSON{
+		ID: info.ID, Name: info.Name, Leader: info.Leader, Term: info.Term,
+		Members: info.Members, Settings: newSettingsJSON(info.Settings),
+	})
+}
+
+// admin does a cluster operation on the leader and answers with what it returns.
+func (x *exchange) admin(ctx context.Context, body []byte, do func(ctx context.Context) (status int, v any, err error)) error {
+	var status int
+	var v any
+	relayed, err := x.onLeader(ctx, body, func(ctx context.Context) error {
+		var err error
+		status, v, err = do(ctx)
+		return err
+	})
+	switch {
+	case relayed:
+		return nil
+	case err != nil:
+		return err
+	case v == nil:
+		x.WriteHeader(status)
+		return nil
+	}
+	return x.writeJSON(status, v)
+}
+
+// postMember serves POST /v1/cluster/members.
+func (s *Server) postMember(ctx context.Context, x *exchange) error {
+	if redirected, err := x.redirect(ctx); redirected || err != nil {
+		return err
+	}
+	o, body, err := x.readObject(false)
+	if err != nil {
+		return err
+	}
+	m, err := parseMember(o)
+	if err != nil {
+		return err
+	}
+	return x.admin(ctx, body, func(ctx context.Context) (int, any, error) {
+		status := http.StatusCreated
+		info, err := s.cfg.Cluster.Info(ctx)
+		if err != nil {
+			return 0, nil, err
+		}
+		for _, have := range info.Members {
+			if have.ID == m.ID && have.RaftAddr == m.RaftAddr && have.HTTPAddr == m.HTTPAddr {
+				status = http.StatusOK
+			}
+		}
+		added, err := s.cfg.Cluster.AddMember(ctx, m)
+		return status, added, err
+	})
+}
+
+func parseMember(o object) (kv.MemberSpec, error) {
+	m := kv.MemberSpec{Voter: true}
+	for _, f := range []struct {
+		name string
+		to   any
+	}{{"id", &m.ID}, {"raft_addr", &m.RaftAddr}, {"http_addr", &m.HTTPAddr}, {"voter", &m.Voter}} {
+		if _, err := o.take(f.name, f.to); err != nil {
+			return m, err
+		}
+	}
+	if err := o.done("id", "raft_addr", "http_addr", "voter"); err != nil {
+		return m, err
+	}
+	if err := checkMemberID(m.ID); err != nil {
+		return m, err
+	}
+	for _, a := range []struct{ name, addr string }{{"raft_addr", m.RaftAddr}, {"http_addr", m.HTTPAddr}} {
+		host, port, err := net.SplitHostPort(a.addr)
+		n, numErr := strconv.ParseUint(port, 10, 16)
+		if err != nil || numErr != nil || host == "" || n == 0 {
+			return m, badJSON("has %s %s, which is not HOST:PORT", a.name, quote(a.addr))
+		}
+	}
+	return m, nil
+}
+
+func checkMemberID(id string) error {
+	if !visibleASCII(id, maxMemberIDBytes) {
+		return kv.Errorf(kv.CodeInvalidArgument, "a member's id is 1 to %d visible ASCII characters", maxMemberIDBytes)
+	}
+	return nil
+}
+
+// memberID is the id in the path /v1/cluster/members/{id}…
+func (x *exchange) memberID() (string, error) {
+	rest := strings.TrimPrefix(x.r.URL.EscapedPath(), "/v1/cluster/members/")
+	rest, _, _ = strings.Cut(rest, "/")
+	id, err := url.PathUnescape(rest)
+	if err != nil {
+		return "", kv.Errorf(kv.CodeInvalidArgument, "the path has a malformed percent-escape")
+	}
+	return id, checkMemberID(id)
+}
+
+// memberOp serves the requests that name a member and carry no body.
+func (s *Server) memberOp(do func(ctx context.Context, id string, force bool) (status int, v any, err error)) handler {
+	return func(ctx context.Context, x *exchange) error {
+		id, err := x.memberID()
+		if err != nil {
+			return err
+		}
+		if err := x.params.checkFlags("force"); err != nil {
+			return err
+		}
+		if err := x.noBody(); err != nil {
+			return err
+		}
+		force := x.params.flag("force")
+		return x.admin(ctx, nil, func(ctx context.Context) (int, any, error) { return do(ctx, id, force) })
+	}
+}
+
+func (s *Server) deleteMember(ctx context.Context, id string, force bool) (int, any, error) {
+	return http.StatusNoContent, nil, s.cfg.Cluster.RemoveMember(ctx, id, force)
+}
+
+func (s *Server) promoteMember(ctx context.Context, id string, _ bool) (int, any, error) {
+	m, err := s.cfg.Cluster.Promote(ctx, id)
+	return http.StatusOK, m, err
+}
+
+func (s *Server) demoteMember(ctx context.Context, id string, force bool) (int, any, error) {
+	m, err := s.cfg.Cluster.Demote(ctx, id, force)
+	return http.StatusOK, m, err
+}
+
+// postTransfer serves POST /v1/cluster/transfer.
+func (s *Server) postTransfer(ctx context.Context, x *exchange) error {
+	if redirected, err := x.redirect(ctx); redirected || err != nil {
+		return err
+	}
+	o, body, err := x.readObject(true)
+	if err != nil {
+		return err
+	}
+	var to string
+	named, err := o.take("to", &to)
+	if err != nil {
+		return err
+	}
+	if err := o.done("to"); err != nil {
+		return err
+	}
+	if named {
+		if err := checkMemberID(to); err != nil {
+			return err
+		}
+	}
+	return x.admin(ctx, body, func(ctx context.Context) (int, any, error) {
+		leader, err := s.cfg.Cluster.Transfer(ctx, to)
+		return http.StatusOK, map[string]string{"leader": leader}, err
+	})
+}
+
+// putSettings serves PUT /v1/cluster/settings.
+func (s *Server) putSettings(ctx context.Context, x *exchange) error {
+	if redirected, err := x.redirect(ctx); redirected || err != nil {
+		return err
+	}
+	o, body, err := x.readObject(false)
+	if err != nil {
+		return err
+	}
+	change, err := parseSettings(o)
+	if err != nil {
+		return err
+	}
+	return x.admin(ctx, body, func(ctx context.Context) (int, any, error) {
+		// Two changes of different settings at once must not undo each other.
+		select {
+		case s.settingsLock <- struct{}{}:
+			defer func() { <-s.settingsLock }()
+		case <-ctx.Done():
+			return 0, nil, kv.NotApplied(kv.CodeTimeout, "another change of the settings is under way; try again")
+		}
+		want := s.cfg.Store.Settings()
+		change(&want)
+		if err := s.cfg.Store.SetSettings(ctx, want); err != nil {
+			return 0, nil, err
+		}
+		return http.StatusOK, newSettingsJSON(s.cfg.Store.Settings()), nil
+	})
+}
+
+// parseSettings reads any subset of the settings; the change sets those.
+func parseSettings(o object) (change func(*kv.ClusterSettings), err error) {
+	var sets []func(*kv.ClusterSettings)
+	var text string
+	found, err := o.take("history_retention", &text)
+	if err != nil {
+		return nil, err
+	}
+	if found {
+		d, err := time.ParseDuration(text)
+		if err != nil || d < 0 || d > kv.HistoryRetentionBound {
+			return nil, badJSON(`has history_retention %s, which is not a duration such as "1h" or "30m", up to %s`, quote(text), shortDuration(kv.HistoryRetentionBound))
+		}
+		sets = append(sets, func(c *kv.ClusterSettings) { c.HistoryRetention = d })
+	}
+	names := []string{"history_retention"}
+	for _, f := range []struct {
+		name      string
+		low, high uint64
+		of        func(*kv.ClusterSettings) *uint64
+	}{
+		{"history_retention_bytes", 0, kv.HistoryBytesBound, func(c *kv.ClusterSettings) *uint64 { return &c.HistoryRetentionBytes }},
+		{"max_key_bytes", 1, kv.MaxKeyBytesBound, func(c *kv.ClusterSettings) *uint64 { return &c.MaxKeyBytes }},
+		{"max_value_bytes", 1, kv.MaxValueBytesBound, func(c *kv.ClusterSettings) *uint64 { return &c.MaxValueBytes }},
+		{"max_request_bytes", 1, kv.MaxRequestBytesBound, func(c *kv.ClusterSettings) *uint64 { return &c.MaxRequestBytes }},
+	} {
+		names = append(names, f.name)
+		var n uint64
+		found, err := o.take(f.name, &n)
+		if err != nil {
+			return nil, err
+		}
+		if !found {
+			continue
+		}
+		if n < f.low || n > f.high {
+			return nil, badJSON("has %s %d; it takes %d to %d", f.name, n, f.low, f.high)
+		}
+		sets = append(sets, func(c *kv.ClusterSettings) { *f.of(c) = n })
+	}
+	if err := o.done(names...); err != nil {
+		return nil, err
+	}
+	return func(c *kv.ClusterSettings) {
+		for _, set := range sets {
+			set(c)
+		}
+	}, nil
+}
+
+func (s *Server) getStatus(ctx context.Context, x *exchange) error {
+	if err := x.noBody(); err != nil {
+		return err
+	}
+	st, err := s.cfg.Health.Status(ctx)
+	if err != nil {
+		return err
+	}
+	x.setRevision(st.Revision)
+	return x.writeJSON(http.StatusOK, st)
+}
+
+// postSnapshot serves POST /v1/snapshot: this node's own Raft snapshot.
+func (s *Server) postSnapshot(ctx context.Context, x *exchange) error {
+	if err := x.noBody(); err != nil {
+		return err
+	}
+	index, err := s.cfg.Store.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	return x.writeJSON(http.StatusOK, map[string]uint64{"snapshot_index": index})
+}

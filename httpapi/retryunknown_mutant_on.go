@@ -1,0 +1,5 @@
+//go:build mutant_retry_unknown
+
+package httpapi
+
+const mutantRetryUnknown = true

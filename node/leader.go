@@ -1,0 +1,175 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/settkv/sett/fsm"
+	"github.com/settkv/sett/kv"
+)
+
+const (
+	expiryPeriod  = 200 * time.Millisecond
+	compactPeriod = 5 * time.Second
+	trimPeriod    = 30 * time.Second
+	choreTimeout  = 10 * time.Second
+	// clockAlarm is how far a node's wall clock may be from the cluster clock.
+	clockAlarm = time.Second
+)
+
+// chores are what only a leader does. They run while this node leads a ready term.
+type chores struct {
+	mu     sync.Mutex
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// leadership follows the consensus layer: it starts and stops the leader's clock and
+// chores. It is called in order and must return soon.
+func (n *Node) leadership(leads bool, term uint64) {
+	n.chores.mu.Lock()
+	defer n.chores.mu.Unlock()
+	if n.chores.cancel != nil {
+		n.chores.cancel()
+		n.chores.cancel = nil
+	}
+	if !leads {
+		n.fsm.Follow()
+		n.log.Info("leadership ended", "term", term)
+		return
+	}
+	n.fsm.Lead(time.Time{})
+	n.log.Info("this node leads", "term", term)
+	var ctx context.Context
+	ctx, n.chores.cancel = context.WithCancel(n.life)
+	n.chores.wg.Go(func() { n.runChores(ctx) })
+}
+
+// leaderCommand makes a new leader's first command: it moves the cluster clock to the
+// median of a voter majority's wall clocks, forwards only (Invariant 14).
+func (n *Node) leaderCommand(ctx context.Context, _ uint64) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	clocks := n.cluster.Clocks(ctx)
+	voters := 0
+	for _, s := range n.consensus.Configuration() {
+		if s.Voter {
+			voters++
+		}
+	}
+	var median time.Time
+	if len(clocks) >= voters/2+1 {
+		slices.SortFunc(clocks, time.Time.Compare)
+		// The lower of the two middle ones: no single clock decides.
+		median = clocks[(len(clocks)-1)/2]
+		if d := time.Since(median).Abs(); d > clockAlarm {
+			n.log.Error("this node's clock differs from the other voters': set it right, with NTP for instance", "difference", d)
+		}
+	}
+	// Without a majority the clock goes on from where it stands.
+	return fsm.EncodeLead(n.identity.ServerID, median), nil
+}
+
+func (n *Node) runChores(ctx context.Context) {
+	n.chore("initialise the cluster", n.initCluster(ctx))
+	expiry, compact := time.NewTicker(expiryPeriod), time.NewTicker(compactPeriod)
+	defer expiry.Stop()
+	defer compact.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-expiry.C:
+			n.chore("expire keys", n.expire(ctx))
+		case <-compact.C:
+			n.chore("compact history", n.compact(ctx))
+		}
+	}
+}
+
+// chore logs a failed chore; it is tried again with the next tick, or by the next leader.
+func (n *Node) chore(what string, err error) {
+	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, kv.ErrNoLeader) && n.life.Err() == nil {
+		n.log.Warn("could not "+what, "error", err)
+	}
+}
+
+// initCluster gives a new cluster its identity and settings, from this node's
+// configuration: it is the first leader.
+func (n *Node) initCluster(ctx context.Context) error {
+	if n.fsm.Info().ClusterID != "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, choreTimeout)
+	defer cancel()
+	_, err := n.propose(ctx, fsm.EncodeInit(n.cluster.ClusterID(), n.cfg.ClusterName, n.ownSettings()), nil)
+	return err
+}
+
+// expire deletes what is due, a bounded number of keys in each transaction.
+func (n *Node) expire(ctx context.Context) error {
+	for ctx.Err() == nil {
+		due, ok, err := n.fsm.NextExpiry()
+		if err != nil {
+			return err
+		}
+		if !ok || due > n.fsm.Stamp() {
+			return nil
+		}
+		pctx, cancel := context.WithTimeout(ctx, choreTimeout)
+		_, err = n.propose(pctx, fsm.EncodeExpire(), nil)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// compact lets history that is older than the retention go.
+func (n *Node) compact(ctx context.Context) error {
+	s := n.Settings()
+	now, keep := n.fsm.Stamp(), uint64(s.HistoryRetention/time.Millisecond)
+	rev, err := n.fsm.Retained(now-min(now, keep), s.HistoryRetentionBytes)
+	if err != nil {
+		return err
+	}
+	if rev <= n.fsm.Info().Oldest {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, choreTimeout)
+	defer cancel()
+	_, err = n.propose(ctx, fsm.EncodeCompact(rev), nil)
+	return err
+}
+
+// runTrim drops, on every node for itself, what compaction made unreachable.
+func (n *Node) runTrim() {
+	t := time.NewTicker(trimPeriod)
+	defer t.Stop()
+	for {
+		select {
+		case <-n.life.Done():
+			return
+		case <-t.C:
+			if _, err := n.fsm.Trim(); err != nil && n.life.Err() == nil {
+				n.log.Warn("could not trim the change index", "error", err)
+			}
+		}
+	}
+}
+
+// PutRecord implements cluster.Directory.
+func (n *Node) PutRecord(ctx context.Context, r kv.MemberRecord) error {
+	_, err := n.propose(ctx, fsm.EncodeMember(r), nil)
+	return err
+}
+
+// Record implements cluster.Directory.
+func (n *Node) Record(serverID string) (kv.MemberRecord, bool) { return n.fsm.Record(serverID) }
+
+// Records implements cluster.Directory.
+func (n *Node) Records() []kv.MemberRecord { return n.fsm.Records() }

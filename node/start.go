@@ -1,0 +1,178 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/settkv/sett/cluster"
+	"github.com/settkv/sett/engine"
+	"github.com/settkv/sett/fsm"
+	"github.com/settkv/sett/kv"
+	"github.com/settkv/sett/raftstore"
+	"github.com/settkv/sett/snapshot"
+)
+
+// minFreeBytes is the free disk space below which growth is refused.
+const minFreeBytes = 192 << 20
+
+// errLost says that this server may not go on under its identity: its log or its data
+// lost what was acknowledged.
+var errLost = errors.New("acknowledged entries or data are missing from this node's disk")
+
+func lost(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", errLost, fmt.Errorf(format, args...))
+}
+
+// openStores opens everything durable and checks that it fits together. If it does
+// not, the node comes back as a new server (Invariants 12, 13, 27), unless it is the
+// only voter: then nobody has the data, and it stops.
+func (n *Node) openStores() error {
+	err := n.tryStores()
+	if err == nil || !errors.Is(err, errLost) {
+		return err
+	}
+	n.closeStores()
+	clusterID, solo := n.clusterOnDisk()
+	if solo {
+		return fmt.Errorf("%w; this server is the only voter, so no other one has the data: restore a backup into an empty data folder", err)
+	}
+	if clusterID == "" && n.machineCrashed {
+		return err
+	}
+	n.log.Error("this node's data cannot be trusted: it is put aside and the node comes back as a new server", "reason", err, "server_id", n.identity.ServerID)
+	if n.identity, err = n.folder.reseed(n.cfg.ID, clusterID); err != nil {
+		return err
+	}
+	n.log.Warn("this node has a new identity", "server_id", n.identity.ServerID)
+	return n.tryStores()
+}
+
+// clusterOnDisk tells which cluster the folder belonged to, and whether this server
+// was its only voter, as far as that can be read.
+func (n *Node) clusterOnDisk() (clusterID string, solo bool) {
+	if st, err := cluster.OpenState(n.folder.dir); err == nil {
+		clusterID = st.ClusterID()
+	}
+	if clusterID == "" {
+		clusterID = n.identity.Rejoin
+	}
+	// Only a node with others to join can come back by itself.
+	return clusterID, len(n.cfg.Join) == 0 && n.cfg.BootstrapExpect <= 1
+}
+
+func (n *Node) closeStores() {
+	if n.store != nil {
+		n.logErr("close the data store", n.store.Close())
+		n.store = nil
+	}
+	if n.logs != nil {
+		n.logErr("close the log store", n.logs.Close())
+		n.logs = nil
+	}
+}
+
+func (n *Node) tryStores() error {
+	var err error
+	if n.state, err = cluster.OpenState(n.folder.dir); err != nil {
+		if errors.Is(err, kv.ErrCorruption) {
+			return lost("%w", err)
+		}
+		return err
+	}
+	if n.identity.Rejoin != "" && n.state.ClusterID() == "" {
+		if err := n.state.SetClusterID(n.identity.Rejoin); err != nil {
+			return err
+		}
+	}
+	_, statErr := os.Stat(n.folder.path(raftName))
+	if n.state.Started() && errors.Is(statErr, os.ErrNotExist) {
+		return lost("the folder %s is gone", n.folder.path(raftName))
+	}
+	b := n.cfg.Badger
+	n.logs, err = raftstore.Open(raftstore.Config{
+		Dir: n.folder.path(raftName), MemTableBytes: max(b.MemTableBytes, 8<<20), MinFreeBytes: minFreeBytes,
+		Logger: n.log.With("component", "raftstore"), OnFatal: n.fatal, Phase: n.metrics.phase,
+	})
+	if err != nil {
+		if errors.Is(err, raftstore.ErrHole) || errors.Is(err, raftstore.ErrCorrupt) {
+			return lost("%w", err)
+		}
+		return err
+	}
+	n.store, err = snapshot.OpenStore(snapshot.StoreConfig{
+		Dir: n.folder.path(stateName),
+		Engine: engine.Config{
+			MemTableBytes: b.MemTableBytes, NumMemTables: b.NumMemTables,
+			NumLevelZeroTables: b.NumLevelZeroTables, NumLevelZeroTablesStall: b.NumLevelZeroTablesStall,
+			ValueLogFileBytes: b.ValueLogFileBytes, ValueLogMaxEntries: b.ValueLogMaxEntries, ValueThreshold: b.ValueThreshold,
+			SyncWrites: b.SyncWrites, Compression: b.Compression, BlockCacheBytes: b.BlockCacheBytes, IndexCacheBytes: b.IndexCacheBytes,
+			GCEnabled: b.GCEnabled, GCDiscardRatio: b.GCDiscardRatio, GCInterval: b.GCInterval,
+			MinFreeBytes: minFreeBytes, Logger: n.log.With("component", "engine"), Phase: n.metrics.phase,
+		},
+		Logger: n.log.With("component", "snapshot"), OnFatal: n.fatal,
+	})
+	if err != nil {
+		if errors.Is(err, kv.ErrCorruption) {
+			return lost("%w", err)
+		}
+		return err
+	}
+	n.fsm, err = fsm.Open(fsm.Config{Store: n.store, Logger: n.log.With("component", "fsm"), OnFatal: n.fatal, Phase: n.metrics.phase})
+	if err != nil {
+		if errors.Is(err, fsm.ErrLostData) || errors.Is(err, kv.ErrCorruption) {
+			return lost("%w", err)
+		}
+		return err
+	}
+	return n.reconcileLog()
+}
+
+// reconcileLog compares the log with the snapshot S that the data covers and with the
+// applied index D that the data has (Invariant 12).
+func (n *Node) reconcileLog() error {
+	label, labelled := n.store.Label()
+	first, last := n.logs.Bounds()
+	if labelled && last > 0 {
+		stale := last < label.Index
+		if !stale && first <= label.Index {
+			term, err := n.logs.Term(label.Index)
+			if err != nil {
+				return fmt.Errorf("read entry %d: %w", label.Index, err)
+			}
+			// Raft paper, figure 13, step 7: entries that do not continue the snapshot go.
+			stale = term != label.Term
+		}
+		if stale {
+			n.log.Warn("the log is older than the installed snapshot and is dropped", "first", first, "last", last, "snapshot", label.Index)
+			if err := n.logs.Reset(); err != nil {
+				return err
+			}
+			first, last = 0, 0
+		}
+	}
+	if first > label.Index+1 {
+		return lost("the log begins at entry %d, the newest snapshot covers up to %d", first, label.Index)
+	}
+	applied, term := n.fsm.Applied()
+	if applied > max(last, label.Index) {
+		return lost("the data has entry %d applied, the log ends at %d", applied, max(last, label.Index))
+	}
+	if applied >= first && applied <= last && applied > label.Index {
+		got, err := n.logs.Term(applied)
+		if err != nil {
+			return fmt.Errorf("read entry %d: %w", applied, err)
+		}
+		if got != term {
+			return lost("entry %d has term %d in the log and %d in the data", applied, got, term)
+		}
+	}
+	return nil
+}
+
+func (n *Node) ownSettings() kv.ClusterSettings {
+	return kv.ClusterSettings{
+		HistoryRetention: n.cfg.HistoryRetention, HistoryRetentionBytes: n.cfg.HistoryRetentionBytes,
+		MaxKeyBytes: n.cfg.MaxKeyBytes, MaxValueBytes: n.cfg.MaxValueBytes, MaxRequestBytes: n.cfg.MaxRequestBytes,
+	}
+}

@@ -78,7 +78,7 @@ func (c *Cluster) AddMember(ctx context.Context, spec kv.MemberSpec) (kv.Member,
 		return c.member(ctx, s.ID)
 	}
 	if old, ok := w.byName(spec.ID); ok {
-		if why := w.replaceable(old); why != "" {
+		if why, _ := w.replaceable(old); why != "" {
 			return kv.Member{}, kv.NotApplied(kv.CodeConflict, "%s", why)
 		}
 		if err := c.replace(ctx, w, old, target{server: id.ServerID, addr: spec.HTTPAddr}); err != nil {

@@ -3,6 +3,5 @@
 package cluster
 
 // mutantForgetPromise is a deliberate defect: a promise is forgotten when another
-// proposer asks. CI
-// builds it in and requires the formation simulation to notice.
+// proposer asks. CI builds it in and requires the formation simulation to notice.
 const mutantForgetPromise = false

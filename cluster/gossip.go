@@ -406,7 +406,8 @@ func (b *logBridge) Write(p []byte) (int, error) {
 	rest = strings.TrimPrefix(rest, "memberlist: ")
 	switch level {
 	case "[ERR", "[WARN":
-		if b.limit.allow(kindOf(rest)) {
+		// The other end, or this one, was just closed: no news.
+		if !strings.Contains(rest, "use of closed network connection") && b.limit.allow(kindOf(rest)) {
 			b.log.Warn("gossip: " + rest)
 		}
 	default:

@@ -237,11 +237,13 @@ func (c *Cluster) verifyRemoval(ctx context.Context, first string) error {
 		if a.Member || !a.Removed {
 			return kv.Errorf(kv.CodeConflict, "the leader says that this node was not removed")
 		}
+		news := false
 		err = c.state.update(func(d *durable) error {
+			news = !d.Removed
 			d.Removed = true
 			return nil
 		})
-		if err != nil {
+		if err != nil || !news {
 			return err
 		}
 		c.log.Warn("this node was removed from the cluster; it comes back only when an administrator adds it", "cluster", c.ClusterID())
@@ -299,11 +301,11 @@ func (c *Cluster) standing() (ok bool, detail string) {
 	if d.ClusterID != "" {
 		return false, "this node belongs to cluster " + d.ClusterID + " and waits for its leader"
 	}
+	if p, formed := c.form.view().formed(); formed && d.Promise == nil {
+		return false, "this node sees cluster " + p.ClusterID + " (" + p.Name + ") and waits for its leader to take it in"
+	}
 	if s := c.form.detail(); s != "" {
 		return false, s
-	}
-	if p, formed := c.form.view().formed(); formed {
-		return false, "this node sees cluster " + p.ClusterID + " (" + p.Name + ") and waits for its leader to take it in"
 	}
 	if len(c.cfg.Join) > 0 {
 		return false, "nobody of a cluster is seen at " + strings.Join(c.cfg.Join, ", ") + " yet; trying on: check join, cluster-name and gossip-key"

@@ -139,26 +139,28 @@ func (w *world) catchingUp() (string, bool) {
 }
 
 // replaceable says whether the server old may be replaced by a new one of its name;
-// "" if so, else why not yet.
+// "" if so, else why not yet. clash says that both are there.
 //
 // Invariant 27: only after this leader itself had no Raft contact with it for
 // replace-after, one at a time, and only if the live voters without it are a quorum.
-func (w *world) replaceable(old kv.Server) string {
-	name := w.name(old.ID)
-	if _, seen := w.peers[old.ID]; seen || w.live(old.ID) {
-		return fmt.Sprintf("a live server (%s, raft %s) is called %s: give this node another id, or stop or remove the other", old.ID, old.Addr, name)
+func (w *world) replaceable(old kv.Server) (why string, clash bool) {
+	name, silence := w.name(old.ID), w.silence(old.ID)
+	_, seen := w.peers[old.ID]
+	waits := silence < w.replaceAfter && !mutantReplaceAtOnce
+	if w.live(old.ID) || seen && !waits {
+		return fmt.Sprintf("a live server (%s, raft %s) is called %s: give this node another id, or stop or remove the other", old.ID, old.Addr, name), true
 	}
-	if q := w.silence(old.ID); q < w.replaceAfter && !mutantReplaceAtOnce {
-		return fmt.Sprintf("server %s is called %s too and was there %s ago: it is replaced once it is silent for %s, or remove it", old.ID, name, q.Round(time.Second), w.replaceAfter)
+	if waits {
+		return fmt.Sprintf("server %s is called %s too and was there %s ago: it is replaced once it is silent for %s, or remove it", old.ID, name, silence.Round(time.Second), w.replaceAfter), false
 	}
 	total, live := w.voters("")
 	if live < quorum(total) {
-		return fmt.Sprintf("the lost server %s can't be replaced: only %d of %d voters are live", old.ID, live, total)
+		return fmt.Sprintf("the lost server %s can't be replaced: only %d of %d voters are live", old.ID, live, total), false
 	}
 	if id, busy := w.catchingUp(); busy {
-		return fmt.Sprintf("one at a time: %s is catching up first", w.name(id))
+		return fmt.Sprintf("one at a time: %s is catching up first", w.name(id)), false
 	}
-	return ""
+	return "", false
 }
 
 // Kinds of step.
@@ -264,9 +266,8 @@ func (w *world) newcomers() (changes, notes []step) {
 		}
 		taken[p.Name] = id
 		if old, clash := w.byName(p.Name); clash {
-			if why := w.replaceable(old); why != "" {
-				_, seen := w.peers[old.ID]
-				notes = append(notes, step{kind: stepRefuse, peer: p, reason: why, clash: seen || w.live(old.ID)})
+			if why, both := w.replaceable(old); why != "" {
+				notes = append(notes, step{kind: stepRefuse, peer: p, reason: why, clash: both})
 			} else {
 				changes = append(changes, step{kind: stepReplace, server: old, peer: p})
 			}

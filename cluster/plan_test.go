@@ -96,6 +96,7 @@ func TestWipedNodeIsReplacedOnlyAfterSilence(t *testing.T) {
 		}, refused},
 		{"Raft hears it, gossip does not", func(w *world) { w.lose("c", 0) }, clash},
 		{"gossip sees it, Raft does not", func(w *world) { w.contact["c"] = noon.Add(-minute) }, clash},
+		{"gossip sees it, Raft not for long", func(w *world) { w.contact["c"] = noon.Add(-5 * time.Second) }, refused},
 		{"both live", func(*world) {}, clash},
 		{"no quorum without it", func(w *world) { w.lose("c", minute); w.lose("b", minute) }, refused},
 		{"the name of the leader", func(w *world) { w.newcomer("new", "name-a") }, clash},

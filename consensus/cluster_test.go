@@ -22,8 +22,8 @@ import (
 
 // Short, so that tests are; long enough for a busy machine with the race detector.
 const (
-	testHeartbeat = 250 * time.Millisecond
-	testLease     = 150 * time.Millisecond
+	testHeartbeat = 300 * time.Millisecond
+	testLease     = 300 * time.Millisecond
 	testPatience  = 20 * time.Second
 )
 

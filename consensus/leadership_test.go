@@ -241,14 +241,14 @@ func TestReadinessWaitsForLeaderCommand(t *testing.T) {
 func TestShutdownHandsOver(t *testing.T) {
 	t.Parallel()
 	tc := newCluster(t, 3, func(_ string, cfg *Config) {
-		cfg.HeartbeatTimeout, cfg.LeaseTimeout = 2*time.Second, time.Second
+		cfg.HeartbeatTimeout, cfg.LeaseTimeout = 1200*time.Millisecond, 600*time.Millisecond
 	})
 	l := tc.leader()
 	start := time.Now()
 	tc.stop(l)
 	tc.stop(l) // again: the same
 	next := tc.leader(l)
-	if took := time.Since(start); took > 2*time.Second {
+	if took := time.Since(start); took > 1200*time.Millisecond {
 		t.Errorf("the next leader was ready after %v", took)
 	}
 	if _, _, err := next.c.Propose(tc.ctx(testPatience), []byte("x")); err != nil {
@@ -432,7 +432,10 @@ func TestHalfBootstrapIsHealed(t *testing.T) {
 // TestForeignClusterCantDisturb: two clusters whose addresses got mixed up.
 func TestForeignClusterCantDisturb(t *testing.T) {
 	t.Parallel()
-	tc := newCluster(t, 3, nil)
+	// So patient that only a stranger could move its term.
+	tc := newCluster(t, 3, func(_ string, cfg *Config) {
+		cfg.HeartbeatTimeout, cfg.LeaseTimeout = 4*testHeartbeat, 4*testHeartbeat
+	})
 	l := tc.leader()
 	term := l.c.Term()
 	other := newEmptyCluster(t, nil)

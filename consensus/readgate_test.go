@@ -178,7 +178,7 @@ func TestReadsSeeAcknowledgedWrites(t *testing.T) {
 	t.Parallel()
 	tc := newCluster(t, 3, nil)
 	tc.leader()
-	ctx, stop := context.WithTimeout(context.Background(), 4*time.Second)
+	ctx, stop := context.WithTimeout(context.Background(), 3*time.Second)
 	defer stop()
 	var mu sync.Mutex
 	var acked uint64

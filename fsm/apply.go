@@ -146,6 +146,9 @@ func (f *FSM) applyCommand(b **batch, pos position, cmd []byte) (Result, error) 
 	}
 	kind, body := cmd[0], cmd[1:]
 	done := pos.index < f.applied.index || (pos.index == f.applied.index && pos.sub <= f.applied.sub)
+	if mutantApplyAgain {
+		done = false
+	}
 	switch kind {
 	case cmdTxn:
 		if done {

@@ -22,6 +22,7 @@ mutant_torn_export              ./engine     TestExportIsOneRevision
 mutant_torn_snapshot            ./snapshot   TestSnapshotIsNotTorn
 mutant_writer_failure_ignored   ./snapshot   TestFailingWriter
 mutant_switch_before_verify     ./snapshot   TestInstallCrashAtEachStep
+mutant_apply_again              ./fsm        TestModel
 mutant_nonvoter_counted         ./consensus  TestNonvoterIsNotCounted
 mutant_read_without_round       ./consensus  TestNoStaleReadAfterPause
 mutant_heartbeat_fast_path      ./consensus  TestRaft695

@@ -138,8 +138,17 @@ func (l *Ledger) Violate(format string, args ...any) {
 	l.violateLocked(format, args...)
 }
 
+// maxViolations bounds what is remembered: one bug can break a promise per request.
+const maxViolations = 50
+
 func (l *Ledger) violateLocked(format string, args ...any) {
+	if len(l.violations) > maxViolations {
+		return
+	}
 	text := fmt.Sprintf(format, args...)
+	if len(l.violations) == maxViolations {
+		text = "and more, which are not listed"
+	}
 	l.violations = append(l.violations, text)
 	if l.sink != nil {
 		// The violation stands in memory too; a sink that fails is reported by Add.

@@ -14,7 +14,7 @@ var ours = map[string][]string{
 	"httpapi": {"kv"},
 	"client":  {"kv"},
 	"cluster": {"kv"},
-	"config":  {},
+	"config":  {"kv"},
 
 	"consensus": {"kv", "raftstore"},
 	"fsm":       {"kv", "engine", "snapshot"},

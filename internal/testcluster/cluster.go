@@ -94,6 +94,7 @@ func Start(t testing.TB, n int, seed uint64) *Cluster {
 		cfg.RaftAddr, cfg.RaftAdvertise = id+":70", id+":70"
 		cfg.GossipAddr, cfg.GossipAdvertise = gossip[i], gossip[i]
 		cfg.BootstrapExpect, cfg.Join = n, gossip
+		cfg.ReplaceAfter = 500 * time.Millisecond
 		cfg.SnapshotThreshold, cfg.TrailingLogs, cfg.SnapshotInterval = 200, 100, time.Second
 		c.Nodes = append(c.Nodes, &Node{ID: id, cluster: c, cfg: cfg, log: &logBuffer{}})
 	}

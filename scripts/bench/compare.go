@@ -24,6 +24,8 @@ type figures struct {
 	P50       time.Duration `json:"p50_ns"`
 	P99       time.Duration `json:"p99_ns"`
 	Errors    int           `json:"errors"`
+	// CPU is the processor time that all nodes together took for one operation.
+	CPU time.Duration `json:"-"`
 }
 
 // comparison alternates between Sett and etcd, so that whatever else the machine does
@@ -31,19 +33,20 @@ type figures struct {
 type comparison struct {
 	options
 	urls []string // of the Sett cluster
+	pids []int    // of its nodes
 	etcd *etcdCluster
 }
 
 func (c comparison) run(ctx context.Context) error {
 	fmt.Printf("3 nodes each, values of %d bytes, %d rounds of %v each in turn, closed loop, clients spread over all nodes\n", c.valueBytes, c.rounds, c.duration)
-	fmt.Printf("each line is the median of its rounds; the ratio is the median of the rounds' ratios, lowest to highest\n\n")
+	fmt.Printf("each line is the median of its rounds; the ratio (sett by etcd) is the median of the rounds' ratios; cpu/op is of the nodes alone\n\n")
 	// Warm both up, and write the keys that the reads will find.
 	for _, measure := range []func(context.Context, operation, int) (figures, error){c.sett, c.other} {
 		if _, err := measure(ctx, put, 64); err != nil {
 			return err
 		}
 	}
-	fmt.Printf("%-18s %7s  %-5s %9s %10s %10s %7s\n", "operation", "clients", "", "ops/s", "p50", "p99", "errors")
+	fmt.Printf("%-18s %7s  %-5s %9s %10s %10s %10s %7s\n", "operation", "clients", "", "ops/s", "p50", "p99", "cpu/op", "errors")
 	for _, clients := range c.clients {
 		for _, op := range []operation{put, getLinearizable} {
 			if err := c.compare(ctx, op, clients); err != nil {
@@ -75,15 +78,17 @@ func (c comparison) compare(ctx context.Context, op operation, clients int) erro
 		for _, f := range side.rounds {
 			failed += f.Errors
 		}
-		fmt.Printf("%-18s %7d  %-5s %9.0f %10s %10s %7d\n", op.name, clients, side.name,
+		fmt.Printf("%-18s %7d  %-5s %9.0f %10s %10s %10s %7d\n", op.name, clients, side.name,
 			median(side.rounds, func(f figures) float64 { return f.PerSecond }),
 			time.Duration(median(side.rounds, func(f figures) float64 { return float64(f.P50) })).Round(time.Microsecond),
-			time.Duration(median(side.rounds, func(f figures) float64 { return float64(f.P99) })).Round(time.Microsecond), failed)
+			time.Duration(median(side.rounds, func(f figures) float64 { return float64(f.P99) })).Round(time.Microsecond),
+			time.Duration(median(side.rounds, func(f figures) float64 { return float64(f.CPU) })).Round(time.Microsecond), failed)
 	}
-	fmt.Printf("%26s  ratio %9s %10s %10s\n\n", "",
+	fmt.Printf("%26s  ratio %9s %10s %10s %10s\n\n", "",
 		ratios(ours, theirs, func(f figures) float64 { return f.PerSecond }),
 		ratios(ours, theirs, func(f figures) float64 { return float64(f.P50) }),
-		ratios(ours, theirs, func(f figures) float64 { return float64(f.P99) }))
+		ratios(ours, theirs, func(f figures) float64 { return float64(f.P99) }),
+		ratios(ours, theirs, func(f figures) float64 { return float64(f.CPU) }))
 	return nil
 }
 
@@ -108,8 +113,10 @@ func ratios(ours, theirs []figures, of func(figures) float64) string {
 
 // sett is one measurement of Sett.
 func (c comparison) sett(ctx context.Context, op operation, clients int) (figures, error) {
+	before := cpuTime(c.pids)
 	r := measurement{op: op, urls: c.urls, clients: clients, options: c.options}.run(ctx)
 	f := figures{PerSecond: r.perSecond(), P50: r.quantile(0.5), P99: r.quantile(0.99), Errors: r.errors}
+	f.CPU = (cpuTime(c.pids) - before) / time.Duration(max(1, len(r.latencies)))
 	if len(r.latencies) == 0 {
 		return f, errors.Join(ctx.Err(), fmt.Errorf("sett, %s: no request succeeded, %d failed", op.name, r.errors))
 	}
@@ -122,8 +129,35 @@ func (c comparison) other(ctx context.Context, op operation, clients int) (figur
 	if op == getLinearizable {
 		kind = "get"
 	}
-	return c.etcd.load(ctx, "-op", kind, "-clients", strconv.Itoa(clients), "-duration", c.duration.String(),
+	before := cpuTime(c.etcd.pids())
+	f, err := c.etcd.load(ctx, "-op", kind, "-clients", strconv.Itoa(clients), "-duration", c.duration.String(),
 		"-value-size", strconv.Itoa(c.valueBytes), "-keys", strconv.Itoa(c.keys))
+	if err == nil {
+		f.CPU = time.Duration(float64(cpuTime(c.etcd.pids())-before) / (f.PerSecond * c.duration.Seconds()))
+	}
+	return f, err
+}
+
+// cpuTime is the processor time that the processes took so far; 0 where there is no
+// /proc.
+func cpuTime(pids []int) time.Duration {
+	const tick = 10 * time.Millisecond // USER_HZ is 100 on every Linux
+	var sum time.Duration
+	for _, pid := range pids {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			continue
+		}
+		// The name, in parentheses, may have spaces; user and system time are the 14th
+		// and 15th field.
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		for _, i := range []int{11, 12} {
+			if n, err := strconv.Atoi(fields[i]); err == nil {
+				sum += time.Duration(n) * tick
+			}
+		}
+	}
+	return sum
 }
 
 // etcdCluster is three members of etcd, each a process of its own.

@@ -86,7 +86,7 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 		defer func() { _ = etcd.stop() }() // a rest in the folder for temporary files at worst
-		if err := (comparison{options: o, urls: urls, etcd: etcd}).run(ctx); err != nil {
+		if err := (comparison{options: o, urls: urls, pids: pids, etcd: etcd}).run(ctx); err != nil {
 			return err
 		}
 		printMemory("sett after the load", pids)

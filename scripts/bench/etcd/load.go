@@ -68,14 +68,13 @@ func (l load) run(ctx context.Context) (report, error) {
 			return report{}, err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, l.duration)
-	defer cancel()
 	latencies := make([][]time.Duration, l.clients)
 	errs := make([]int, l.clients)
 	var wg sync.WaitGroup
 	began := time.Now()
+	end := began.Add(l.duration)
 	for i, c := range conns {
-		wg.Go(func() { latencies[i], errs[i] = l.client(ctx, c, i) })
+		wg.Go(func() { latencies[i], errs[i] = l.client(ctx, c, work{number: i, end: end}) })
 	}
 	wg.Wait()
 	took := time.Since(began)
@@ -112,10 +111,15 @@ func ready(ctx context.Context, c *clientv3.Client) error {
 	}
 }
 
-func (l load) client(ctx context.Context, c *clientv3.Client, number int) (latencies []time.Duration, errs int) {
-	rng := rand.New(rand.NewPCG(uint64(number), 1))
+type work struct {
+	number int
+	end    time.Time
+}
+
+func (l load) client(ctx context.Context, c *clientv3.Client, w work) (latencies []time.Duration, errs int) {
+	rng := rand.New(rand.NewPCG(uint64(w.number), 1))
 	value := make([]byte, l.valueBytes)
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && time.Now().Before(w.end) {
 		for i := range value {
 			value[i] = byte('a' + rng.IntN(26))
 		}
@@ -130,7 +134,6 @@ func (l load) client(ctx context.Context, c *clientv3.Client, number int) (laten
 		took := time.Since(began)
 		switch {
 		case ctx.Err() != nil:
-			// Cut off by the end, or finished after it.
 		case err != nil:
 			errs++
 		default:

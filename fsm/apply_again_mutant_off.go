@@ -1,0 +1,5 @@
+//go:build !mutant_apply_again
+
+package fsm
+
+const mutantApplyAgain = false

@@ -32,8 +32,9 @@ ENTRYPOINT ["/sett"]
 CMD ["serve"]
 
 FROM base AS prebuilt
-ARG BINARY=bin/sett
-COPY ${BINARY} /sett
+# The classic builder comes through here on its way to the last stage too, where
+# there need be no bin/sett: the pattern may match nothing.
+COPY LICENSE bin/set[t] /
 VOLUME /data
 
 FROM ${GO_IMAGE} AS build
@@ -45,5 +46,6 @@ ARG VERSION=dev
 RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /out/sett ./cmd/sett
 
 FROM base
+COPY LICENSE /
 COPY --from=build /out/sett /sett
 VOLUME /data

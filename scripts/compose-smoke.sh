@@ -60,6 +60,7 @@ id_of() { docker ps -aq --filter "label=com.docker.compose.project=$project" --f
 echo "compose smoke: project $project, $("${compose[@]}" version --short 2>/dev/null || echo unknown) ($COMPOSE)"
 
 mkdir -p "$work/context/bin"
+cp LICENSE "$work/context"
 if [ -n "${BINARY:-}" ]; then
   cp "$BINARY" "$work/context/bin/sett"
 else

@@ -409,7 +409,8 @@ func form(t *testing.T, r *fakeRaft, n int) []*testNode {
 	}
 	eventually(t, "all founders are ready and recorded", func() bool {
 		for _, x := range nodes {
-			if !x.Ready()[0].OK {
+			// Started: its own bootstrap is behind it.
+			if !x.Ready()[0].OK || !x.cfg.State.Started() {
 				return false
 			}
 			if rec, ok := x.fake.Record(x.id()); !ok || rec.ID != x.cfg.Name {

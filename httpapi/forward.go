@@ -334,6 +334,9 @@ func (x *exchange) relay(resp *http.Response, head []byte) error {
 			return nil //nolint:nilerr // the client is gone
 		}
 	}
+	if int64(len(head)) == resp.ContentLength {
+		return nil
+	}
 	buf := make([]byte, ProgressBytes)
 	for {
 		n, err := resp.Body.Read(buf)

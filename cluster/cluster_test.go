@@ -74,9 +74,12 @@ func TestStrangersAreRefused(t *testing.T) {
 	ra, rb := newFakeRaft(), newFakeRaft()
 	a := form(t, ra, 1)[0]
 	// Two clusters of one name: b hears of a's address.
-	b := startNode(t, rb, "b", func(c *Config) { c.BootstrapExpect = 1 })
-	eventually(t, "b formed its own", func() bool { return b.Ready()[0].OK })
-	b.gossip.addSeeds([]string{a.GossipAddr()})
+	first := startNode(t, rb, "b", func(c *Config) { c.BootstrapExpect = 1 })
+	eventually(t, "b formed its own", func() bool { return first.Ready()[0].OK && first.cfg.State.Started() })
+	// Started again, it names its cluster from its first word on; before, a would have
+	// taken it for a newcomer, and been refused.
+	first.stop(t)
+	b := startNodeIn(t, first.dir, rb, "b", func(c *Config) { c.ServerID = first.id(); joining(a)(c) })
 	// Another name, the same address list.
 	c := startNode(t, newFakeRaft(), "c", func(c *Config) { c.ClusterName = "other"; joining(a)(c) })
 	eventually(t, "the refusal is loud", func() bool {

@@ -93,10 +93,15 @@ func (c *Cluster) AddMember(ctx context.Context, spec kv.MemberSpec) (kv.Member,
 }
 
 // lockLoss waits for the right to change, and finds the server id that is to lose
-// its vote or its place; ok is false if there is none. A new leader that has not
-// heard of all voters yet does not know who is live: the guard is asked again until
-// it has had the time to.
+// its vote or its place; ok is false if there is none.
+//
+// Invariant 29: a voter counts as live only if it answered something that was sent
+// after the administrator asked. One that died a second ago would pass for live
+// otherwise, and the change could cost the quorum. So the guard is asked again until
+// all voters had the time to answer; a new leader, which may have to connect to them
+// first, gets longer.
 func (c *Cluster) lockLoss(ctx context.Context, id string, force bool) (w *world, s kv.Server, ok bool, unlock func(), err error) {
+	asked := time.Now()
 	for {
 		if w, unlock, err = c.lockChange(ctx); err != nil {
 			return nil, kv.Server{}, false, nil, err
@@ -104,11 +109,14 @@ func (c *Cluster) lockLoss(ctx context.Context, id string, force bool) (w *world
 		if s, ok = w.byName(id); !ok {
 			return w, s, false, unlock, nil
 		}
+		hopeless := w.guardLoss(s.ID, force) != nil && w.now.Sub(w.readySince) > w.liveWithin
+		w.askedAt = asked
 		if err = w.guardLoss(s.ID, force); err == nil {
 			return w, s, true, unlock, nil
 		}
 		unlock()
-		if w.now.Sub(w.readySince) > w.liveWithin || !pause(ctx, c.cfg.Timing.Reconcile/4) {
+		waited := w.now.Sub(asked) > w.liveWithin/3 && w.now.Sub(w.readySince) > w.liveWithin
+		if hopeless || waited || !pause(ctx, c.cfg.Timing.Reconcile/10) {
 			return nil, kv.Server{}, false, nil, err
 		}
 	}

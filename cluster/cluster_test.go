@@ -442,3 +442,28 @@ func TestGossipDeathChangesNothing(t *testing.T) {
 	})
 	throughout(t, 2*l.cfg.ReplaceAfter, "membership stays", func() bool { return len(r.log()) == before })
 }
+
+// TestFreshlyDeadVoterIsNotLive: a voter that answered a moment before the request and
+// never since does not count for the quorum that a removal or demotion must leave.
+func TestFreshlyDeadVoterIsNotLive(t *testing.T) {
+	r := newFakeRaft()
+	nodes := form(t, r, 3)
+	l := leaderOf(t, nodes)
+	var others []*testNode
+	for _, n := range nodes {
+		if n != l {
+			others = append(others, n)
+		}
+	}
+	r.with(func() { r.silent[others[0].id()] = time.Now() })
+	if err := l.RemoveMember(t.Context(), others[1].cfg.Name, false); !errors.Is(err, kv.ErrConflict) {
+		t.Errorf("removing a live voter of three just after another died: %v", err)
+	}
+	if _, err := l.Demote(t.Context(), others[1].cfg.Name, false); !errors.Is(err, kv.ErrConflict) {
+		t.Errorf("demoting it: %v", err)
+	}
+	r.with(func() { delete(r.silent, others[0].id()) })
+	if _, err := l.Demote(t.Context(), others[1].cfg.Name, false); err != nil {
+		t.Errorf("with all of them live: %v", err)
+	}
+}

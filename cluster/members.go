@@ -124,19 +124,25 @@ func (c *Cluster) inConfiguration(serverID string) bool {
 	return slices.ContainsFunc(c.cfg.Consensus.Configuration(), func(s kv.Server) bool { return s.ID == serverID })
 }
 
+// clockGrace is how long Clocks waits for more voters once a majority has answered.
+const clockGrace = 50 * time.Millisecond
+
 // Clocks returns the wall clocks of the voters that answer, this node's included, all
-// brought to about the same instant by half the time that asking took. It takes at
-// most Timing.Call.
+// brought to about the same instant by half the time that asking took. It returns
+// soon after a majority has answered: the leader that was just lost never will, and
+// writes wait for this. It takes at most Timing.Call.
 func (c *Cluster) Clocks(ctx context.Context) []time.Time {
-	var (
-		mu      sync.Mutex
-		offsets []time.Duration // to this node's clock
-		wg      sync.WaitGroup
-	)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	var voters []kv.Server
 	for _, s := range c.cfg.Consensus.Configuration() {
-		if !s.Voter {
-			continue
+		if s.Voter {
+			voters = append(voters, s)
 		}
+	}
+	answers := make(chan time.Duration, len(voters)) // offsets to this node's clock
+	for _, s := range voters {
 		wg.Go(func() {
 			var off time.Duration
 			if s.ID != c.cfg.ServerID {
@@ -147,12 +153,34 @@ func (c *Cluster) Clocks(ctx context.Context) []time.Time {
 				}
 				off = time.Unix(0, a.UnixNano).Sub(own.Round(0).Add(time.Since(start) / 2))
 			}
-			mu.Lock()
-			offsets = append(offsets, off)
-			mu.Unlock()
+			answers <- off
 		})
 	}
-	wg.Wait()
+	all := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(all)
+	}()
+	var offsets []time.Duration
+	var enough <-chan time.Time
+	for waiting := true; waiting && len(offsets) < len(voters); {
+		select {
+		case off := <-answers:
+			offsets = append(offsets, off)
+			if len(offsets) == quorum(len(voters)) {
+				enough = time.After(clockGrace)
+			}
+		case <-enough:
+			waiting = false
+		case <-all:
+			for len(answers) > 0 {
+				offsets = append(offsets, <-answers)
+			}
+			waiting = false
+		}
+	}
+	cancel()
+	<-all
 	now := c.cfg.WallClock()
 	out := make([]time.Time, len(offsets))
 	for i, off := range offsets {

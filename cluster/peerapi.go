@@ -205,7 +205,11 @@ func writePeerJSON(w http.ResponseWriter, status int, v any) {
 // writePeerError sends an error: its status is for people with a packet dump, peers
 // go by the body.
 func writePeerError(w http.ResponseWriter, e *kv.Error) {
-	writePeerJSON(w, http.StatusConflict, peerError{Code: e.Code, Outcome: e.Outcome, Message: e.Msg, Leader: e.Leader})
+	status := http.StatusConflict
+	if e.Code == kv.CodeNotFound {
+		status = http.StatusNotFound
+	}
+	writePeerJSON(w, status, peerError{Code: e.Code, Outcome: e.Outcome, Message: e.Msg, Leader: e.Leader})
 }
 
 func (c *Cluster) identity() identity {

@@ -25,6 +25,8 @@ type world struct {
 	caughtUp   map[string]time.Time // nonvoters: since when they are
 	failed     map[string]bool      // changes that failed just now, by key
 	leaving    map[string]bool      // servers whose removal was proposed here just now
+	// askedAt, if set, is when an administrator asked: only contact after it counts.
+	askedAt time.Time
 
 	replaceAfter, liveWithin, stabilize time.Duration
 	catchUp                             uint64
@@ -36,7 +38,7 @@ func (w *world) live(id string) bool {
 		return true
 	}
 	t, ok := w.contact[id]
-	return ok && w.now.Sub(t) <= w.liveWithin
+	return ok && w.now.Sub(t) <= w.liveWithin && !t.Before(w.askedAt)
 }
 
 // silence is how long the leader had no Raft contact with a server; a leader knows

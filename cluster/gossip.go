@@ -44,7 +44,7 @@ func openGossip(ctx context.Context, c *Cluster) (*gossip, error) {
 		return nil, err
 	}
 	if g.ml, err = memberlist.Create(conf); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("listen on gossip-addr %s: %w: free the port, or choose another gossip-addr", c.cfg.GossipAddr, err)
 	}
 	g.addr = g.ml.LocalNode().Address()
 	return g, nil

@@ -21,6 +21,7 @@ const (
 	lockName     = "LOCK"
 	identityName = "node.json"
 	runningName  = "RUNNING"
+	damagedName  = "DAMAGED" // what an earlier run found; see Node.fatal
 	raftName     = "raft"
 	stateName    = "state"
 	clusterName  = "cluster.json"
@@ -92,6 +93,9 @@ func checkForeign(dir string) error {
 		// "lost+found" is what an empty ext4 volume holds.
 		if n == lockName || n == identityName+".tmp" || n == "lost+found" || strings.HasPrefix(n, lostPrefix) {
 			continue
+		}
+		if n == raftName || n == stateName {
+			return fmt.Errorf("folder %s holds %q but no %s: if this was a Sett data folder, move it away and start again, the node then comes back as a new server; else choose an empty folder as data-dir", dir, n, identityName)
 		}
 		return fmt.Errorf("folder %s holds %q but no %s, so it is not a Sett data folder: choose an empty folder as data-dir", dir, n, identityName)
 	}
@@ -170,7 +174,7 @@ func (f *folder) putAside(id identity) (identity, error) {
 	if err := os.Mkdir(aside, 0o700); err != nil {
 		return identity{}, fmt.Errorf("put lost data aside: %w", err)
 	}
-	for _, n := range []string{raftName, stateName, clusterName} {
+	for _, n := range []string{raftName, stateName, clusterName, damagedName} {
 		if err := os.Rename(f.path(n), filepath.Join(aside, n)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return identity{}, fmt.Errorf("put lost data aside: %w", err)
 		}

@@ -54,14 +54,8 @@ func (n *Node) leaderCommand(ctx context.Context, _ uint64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	clocks := n.cluster.Clocks(ctx)
-	voters := 0
-	for _, s := range n.consensus.Configuration() {
-		if s.Voter {
-			voters++
-		}
-	}
 	var median time.Time
-	if len(clocks) >= voters/2+1 {
+	if len(clocks) >= n.voters()/2+1 {
 		slices.SortFunc(clocks, time.Time.Compare)
 		// The lower of the two middle ones: no single clock decides.
 		median = clocks[(len(clocks)-1)/2]

@@ -27,6 +27,9 @@ import (
 type Options struct {
 	Logger  *slog.Logger
 	Version string
+	// Exit, if not nil, is called when the node can't go on, before anything else can
+	// happen in the process; it should end it. The damage is noted on disk by then.
+	Exit func(error)
 
 	// For in-process clusters in tests: the Raft timeouts (0: the defaults), the
 	// paces of membership, the network (nil: TCP), and the wall clock.
@@ -65,6 +68,7 @@ type Node struct {
 
 	folder         *folder
 	identity       identity
+	crashed        bool // the last run left its marker
 	machineCrashed bool
 
 	state     *cluster.State
@@ -81,6 +85,7 @@ type Node struct {
 	chores   chores
 	draining atomic.Bool
 	started  atomic.Bool // all parts are there
+	work     gatekeeper
 
 	life   context.Context // ends when Shutdown begins to take things down
 	cancel context.CancelFunc
@@ -120,7 +125,7 @@ func (n *Node) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.machineCrashed = machineCrashed
+	n.crashed, n.machineCrashed = crashed, machineCrashed
 	if crashed {
 		n.log.Warn("the last run of this node did not end in order; recovering", "machine_crashed", machineCrashed)
 	}
@@ -245,11 +250,18 @@ func (n *Node) runPoke() {
 	}
 }
 
-// fatal ends the node: nothing is acknowledged after it. The process must exit.
+// fatal ends the node: nothing is acknowledged after it. The process must exit. Damage
+// is noted on disk, so that the next start does not run into it again.
 func (n *Node) fatal(err error) {
 	n.fatalOnce.Do(func() {
 		n.fatalErr.Store(&err)
 		n.log.Error("this node stops", "error", err)
+		if isDamage(err) {
+			n.logErr("note the damage", writeFile(n.folder.path(damagedName), []byte(err.Error()+"\n")))
+		}
+		if n.opts.Exit != nil {
+			n.opts.Exit(err)
+		}
 		close(n.done)
 	})
 }
@@ -281,18 +293,42 @@ func (n *Node) FSM() *fsm.FSM { return n.fsm }
 // Consensus returns the node's consensus layer, for tests and tools in this process.
 func (n *Node) Consensus() *consensus.Consensus { return n.consensus }
 
-// Shutdown stops the node in order: not ready, drain HTTP, hand leadership over, raft,
-// gossip, state machine, log store (Invariant 30). Each step is bounded by ctx. It is
-// idempotent.
+// Shutdown stops the node in order: not ready, no new proposals, finish those in
+// flight, hand leadership over, drain HTTP, raft, gossip, state machine, log store
+// (Invariant 30). Each step is bounded by ctx. It is idempotent.
+//
+// Leadership goes before the HTTP server: the followers forward over connections that
+// the server closes, and a request that met a closing one would have an unknown fate.
 func (n *Node) Shutdown(ctx context.Context) error {
 	n.stopOnce.Do(func() { n.stopErr = n.shutdown(ctx) })
 	return n.stopErr
 }
 
+const (
+	drainTimeout    = 2 * time.Second
+	handOverTimeout = 3 * time.Second
+	// handOverGrace is for the news of the new leader to reach the followers.
+	handOverGrace = 100 * time.Millisecond
+)
+
 func (n *Node) shutdown(ctx context.Context) error {
 	n.draining.Store(true)
 	n.log.Info("node stops")
 	var errs []error
+	dctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	n.work.close(dctx)
+	cancel()
+	if n.consensus.IsLeader() && n.voters() > 1 {
+		tctx, cancel := context.WithTimeout(ctx, handOverTimeout)
+		n.logErr("hand leadership over", n.consensus.Transfer(tctx, ""))
+		cancel()
+		timer := time.NewTimer(handOverGrace)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
 	errs = append(errs, n.http.Shutdown(ctx))
 	n.cancel()
 	errs = append(errs, n.consensus.Shutdown(ctx), n.cluster.Close())
@@ -305,6 +341,51 @@ func (n *Node) shutdown(ctx context.Context) error {
 		err = n.folder.unmarkRunning()
 	}
 	return errors.Join(err, n.folder.close())
+}
+
+func (n *Node) voters() int {
+	v := 0
+	for _, s := range n.consensus.Configuration() {
+		if s.Voter {
+			v++
+		}
+	}
+	return v
+}
+
+// gatekeeper counts work in flight and lets no more in once it is closed.
+type gatekeeper struct {
+	mu     sync.Mutex
+	closed bool
+	wg     sync.WaitGroup
+}
+
+func (g *gatekeeper) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return false
+	}
+	g.wg.Add(1)
+	return true
+}
+
+func (g *gatekeeper) leave() { g.wg.Done() }
+
+// close lets nobody in any more and waits for those inside, or for ctx.
+func (g *gatekeeper) close(ctx context.Context) {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	empty := make(chan struct{})
+	go func() {
+		g.wg.Wait()
+		close(empty)
+	}()
+	select {
+	case <-empty:
+	case <-ctx.Done():
+	}
 }
 
 func (n *Node) stopChores() {
@@ -334,7 +415,10 @@ func (n *Node) abort() {
 	n.wg.Wait()
 	n.closeStores()
 	if n.folder != nil {
-		// The marker stays if it stood before: only an orderly stop takes it away.
+		// A marker that stood before stays: only an orderly stop takes it away.
+		if n.identity.ServerID != "" && !n.crashed && n.Err() == nil {
+			n.logErr("remove the running marker", n.folder.unmarkRunning())
+		}
 		n.logErr("unlock the data folder", n.folder.close())
 	}
 }

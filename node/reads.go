@@ -289,6 +289,12 @@ func grows(t kv.Txn) bool {
 // propose runs a command through consensus and returns the state machine's answer.
 // Invariant 24: success needs both.
 func (n *Node) propose(ctx context.Context, cmd []byte, timing *kv.Timing) (fsm.Result, error) {
+	if !n.work.enter() {
+		e := kv.NotApplied(kv.CodeNoLeader, "this node is stopping and hands leadership over; ask another node")
+		e.RetryAfter = time.Second
+		return fsm.Result{}, e
+	}
+	defer n.work.leave()
 	res, t, err := n.consensus.Propose(ctx, cmd)
 	if timing != nil {
 		timing.Queue, timing.Replicate = t.Queue, t.Replicate

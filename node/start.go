@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/settkv/sett/cluster"
 	"github.com/settkv/sett/engine"
@@ -24,6 +25,16 @@ func lost(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", errLost, fmt.Errorf(format, args...))
 }
 
+// isDamage says whether err means that what is on this disk can't be trusted.
+func isDamage(err error) bool {
+	for _, damage := range []error{errLost, raftstore.ErrHole, raftstore.ErrCorrupt, fsm.ErrLostData, kv.ErrCorruption} {
+		if errors.Is(err, damage) {
+			return true
+		}
+	}
+	return false
+}
+
 // openStores opens everything durable and checks that it fits together. If it does
 // not, the node comes back as a new server (Invariants 12, 13, 27), unless it is the
 // only voter: then nobody has the data, and it stops.
@@ -35,7 +46,7 @@ func (n *Node) openStores() error {
 	n.closeStores()
 	clusterID, solo := n.clusterOnDisk()
 	if solo {
-		return fmt.Errorf("%w; this server is the only voter, so no other one has the data: restore a backup into an empty data folder", err)
+		return fmt.Errorf("%w; this node has no others to get the data from (it has neither join nor a bootstrap-expect above 1): restore a backup into an empty data folder, or set join", err)
 	}
 	if clusterID == "" && n.machineCrashed {
 		return err
@@ -72,12 +83,21 @@ func (n *Node) closeStores() {
 	}
 }
 
+// tryStores opens the stores; what makes them unfit for this identity matches errLost.
 func (n *Node) tryStores() error {
+	if note, err := os.ReadFile(n.folder.path(damagedName)); err == nil {
+		return lost("an earlier run of this node found: %s", strings.TrimSpace(string(note)))
+	}
+	err := n.openAll()
+	if err != nil && isDamage(err) && !errors.Is(err, errLost) {
+		return lost("%w", err)
+	}
+	return err
+}
+
+func (n *Node) openAll() error {
 	var err error
 	if n.state, err = cluster.OpenState(n.folder.dir); err != nil {
-		if errors.Is(err, kv.ErrCorruption) {
-			return lost("%w", err)
-		}
 		return err
 	}
 	if n.identity.Rejoin != "" && n.state.ClusterID() == "" {
@@ -95,9 +115,6 @@ func (n *Node) tryStores() error {
 		Logger: n.log.With("component", "raftstore"), OnFatal: n.fatal, Phase: n.metrics.phase,
 	})
 	if err != nil {
-		if errors.Is(err, raftstore.ErrHole) || errors.Is(err, raftstore.ErrCorrupt) {
-			return lost("%w", err)
-		}
 		return err
 	}
 	n.store, err = snapshot.OpenStore(snapshot.StoreConfig{
@@ -113,16 +130,10 @@ func (n *Node) tryStores() error {
 		Logger: n.log.With("component", "snapshot"), OnFatal: n.fatal,
 	})
 	if err != nil {
-		if errors.Is(err, kv.ErrCorruption) {
-			return lost("%w", err)
-		}
 		return err
 	}
 	n.fsm, err = fsm.Open(fsm.Config{Store: n.store, Logger: n.log.With("component", "fsm"), OnFatal: n.fatal, Phase: n.metrics.phase})
 	if err != nil {
-		if errors.Is(err, fsm.ErrLostData) || errors.Is(err, kv.ErrCorruption) {
-			return lost("%w", err)
-		}
 		return err
 	}
 	return n.reconcileLog()
@@ -155,6 +166,9 @@ func (n *Node) reconcileLog() error {
 		return lost("the log begins at entry %d, the newest snapshot covers up to %d", first, label.Index)
 	}
 	applied, term := n.fsm.Applied()
+	if err := n.checkTerm(last, max(label.Term, term)); err != nil {
+		return err
+	}
 	if applied > max(last, label.Index) {
 		return lost("the data has entry %d applied, the log ends at %d", applied, max(last, label.Index))
 	}
@@ -166,6 +180,26 @@ func (n *Node) reconcileLog() error {
 		if got != term {
 			return lost("entry %d has term %d in the log and %d in the data", applied, got, term)
 		}
+	}
+	return nil
+}
+
+// checkTerm compares the stored term with the terms that are in the log and the data:
+// it is written before any of them, so a lower one means that votes were lost.
+func (n *Node) checkTerm(last, least uint64) error {
+	current, err := n.logs.Stable().GetUint64([]byte("CurrentTerm"))
+	if err != nil && err.Error() != raftstore.ErrNotFound.Error() {
+		return fmt.Errorf("read the current term: %w", err)
+	}
+	if last > 0 {
+		t, err := n.logs.Term(last)
+		if err != nil {
+			return fmt.Errorf("read entry %d: %w", last, err)
+		}
+		least = max(least, t)
+	}
+	if current < least {
+		return lost("the stored term is %d, but there are entries of term %d: votes are lost", current, least)
 	}
 	return nil
 }

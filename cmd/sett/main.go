@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -73,5 +74,15 @@ failed, 5 cluster unavailable, 6 outcome unknown.`,
 		a.joinCommand(), a.leaveCommand(), a.removeCommand(), a.promoteCommand(), a.demoteCommand(), a.transferLeaderCommand(),
 		a.versionCommand(),
 	)
+	root.Version = buildVersion()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			// Without this an unknown shell prints the help and succeeds.
+			c.RunE = func(_ *cobra.Command, args []string) error {
+				return usagef("completion needs one of bash, zsh, fish and powershell, not %q", strings.Join(args, " "))
+			}
+		}
+	}
 	return root
 }

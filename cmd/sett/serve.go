@@ -43,7 +43,7 @@ key of the YAML file of --config; first wins: flag, environment, file, default.`
 		if show {
 			return loaded.Print(a.out)
 		}
-		if err := serve(cmd.Context(), loaded, newLogger(a.err, loaded.Config)); err != nil {
+		if err := serve(cmd.Context(), loaded, newLogger(a.err, loaded.Config), a.fatal); err != nil {
 			// The operator gets the whole cause, and one exit code: the codes of client
 			// commands say something else.
 			return errors.New(err.Error())
@@ -51,6 +51,13 @@ key of the YAML file of --config; first wins: flag, environment, file, default.`
 		return nil
 	}
 	return cmd
+}
+
+// fatal ends the process with the reason in one line. It is called on the goroutine
+// that found it: libraries below may panic on what comes next.
+func (a *app) fatal(err error) {
+	fmt.Fprintln(a.err, "sett: the node stopped itself: "+errorLine(err))
+	os.Exit(exitOther)
 }
 
 // newLogger logs to w as the configuration says.
@@ -71,8 +78,9 @@ func isTerminal(w io.Writer) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-// serve runs a node until a signal, the end of ctx or a fatal error of the node's own.
-func serve(ctx context.Context, loaded *config.Loaded, log *slog.Logger) error {
+// serve runs a node until a signal or the end of ctx. exit is called, and must end the
+// process, when the node can't go on.
+func serve(ctx context.Context, loaded *config.Loaded, log *slog.Logger, exit func(error)) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -101,25 +109,21 @@ func serve(ctx context.Context, loaded *config.Loaded, log *slog.Logger) error {
 	for _, w := range loaded.Warnings {
 		log.Warn("setting", "warning", w)
 	}
-	n, err := node.Open(ctx, loaded.Config, node.Options{Logger: log, Version: buildVersion()})
+	n, err := node.Open(ctx, loaded.Config, node.Options{Logger: log, Version: buildVersion(), Exit: exit})
 	switch {
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		return nil // told to stop while starting
 	case err != nil:
 		return err
 	}
-	fatal := false
 	select {
 	case <-ctx.Done():
 	case <-n.Done():
-		fatal = true
+		return fmt.Errorf("the node stopped itself: %w", n.Err())
 	}
 	stopCtx, done := context.WithTimeout(context.Background(), stopTimeout)
 	defer done()
 	err = n.Shutdown(stopCtx)
-	if fatal {
-		return fmt.Errorf("the node stopped itself: %w", n.Err())
-	}
 	if err != nil {
 		return fmt.Errorf("stop the node: %w", err)
 	}

@@ -141,7 +141,7 @@ func (g *gossip) localMeta() meta {
 	return meta{
 		Name: cfg.Name, ClusterID: d.ClusterID, RaftAddr: cfg.RaftAddr, HTTPAddr: cfg.HTTPAddr, Version: cfg.Version,
 		Expect: cfg.BootstrapExpect, Nonvoter: cfg.Nonvoter, Promised: d.Promise != nil, Removed: d.Removed,
-		Started: d.Started,
+		Started: d.Started, Waits: d.ClusterID == "" && len(cfg.Join) == 0 && cfg.BootstrapExpect == 0,
 	}
 }
 

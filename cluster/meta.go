@@ -25,6 +25,7 @@ const (
 	flagPromised = 1 << 1 // holds a formation promise
 	flagRemoved  = 1 << 2
 	flagStarted  = 1 << 3 // holds Raft state
+	flagWaits    = 1 << 4 // was told of nobody to join: comes only when asked for
 )
 
 // meta is what a node says of itself in gossip. Its server id is the memberlist name.
@@ -36,7 +37,7 @@ type meta struct {
 	Version   string
 	Expect    int // bootstrap-expect
 
-	Nonvoter, Promised, Removed, Started bool
+	Nonvoter, Promised, Removed, Started, Waits bool
 }
 
 // encode returns the metadata, or an error that says what to shorten.
@@ -54,7 +55,7 @@ func (m meta) encode() ([]byte, error) {
 		b = append(b, f.v...)
 	}
 	var flags byte
-	for bit, on := range map[byte]bool{flagNonvoter: m.Nonvoter, flagPromised: m.Promised, flagRemoved: m.Removed, flagStarted: m.Started} {
+	for bit, on := range map[byte]bool{flagNonvoter: m.Nonvoter, flagPromised: m.Promised, flagRemoved: m.Removed, flagStarted: m.Started, flagWaits: m.Waits} {
 		if on {
 			flags |= bit
 		}
@@ -115,7 +116,7 @@ func decodeMeta(b []byte) (meta, error) {
 				continue
 			}
 			m.Nonvoter, m.Promised = v[0]&flagNonvoter != 0, v[0]&flagPromised != 0
-			m.Removed, m.Started = v[0]&flagRemoved != 0, v[0]&flagStarted != 0
+			m.Removed, m.Started, m.Waits = v[0]&flagRemoved != 0, v[0]&flagStarted != 0, v[0]&flagWaits != 0
 		}
 	}
 	if m.Name == "" {

@@ -258,6 +258,9 @@ func (w *world) newcomers() (changes, notes []step) {
 			}
 			continue
 		}
+		if p.Waits {
+			continue // it was not told to join anybody; gossip found it by accident
+		}
 		if p.ClusterID == "" && p.Promised {
 			continue // bound to a formation; it says so itself
 		}

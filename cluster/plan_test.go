@@ -358,3 +358,19 @@ func TestMemberState(t *testing.T) {
 		}
 	}
 }
+
+// TestNodeThatWaitsIsNotTakenIn: gossip may come across a node that was told to join
+// nobody, on a reused address say; it comes only when an administrator asks.
+func TestNodeThatWaitsIsNotTakenIn(t *testing.T) {
+	w := testWorld("a", "b", "c")
+	w.newcomer("d", "node-d")
+	if got := show(w.plan()); !strings.Contains(got, "invite d") {
+		t.Fatalf("a newcomer that wants in: %q", got)
+	}
+	p := w.peers["d"]
+	p.Waits = true
+	w.peers["d"] = p
+	if got := show(w.plan()); strings.Contains(got, "d") {
+		t.Errorf("a node that waits: %q", got)
+	}
+}

@@ -83,14 +83,20 @@ func TestInstallOverNetwork(t *testing.T) {
 	for i := range 500 {
 		put(t, c, c.Nodes[2*(i%2)], fmt.Sprintf("k%d", i%90), fmt.Sprint(i))
 	}
-	c.Await(30*time.Second, "a snapshot on the others", func() error {
-		for _, n := range []*Node{c.Nodes[0], c.Nodes[2]} {
-			if got := n.Running().Consensus().SnapshotIndex(); got < 350 {
-				return fmt.Errorf("%s is at %d", n.ID, got)
+	for _, n := range []*Node{c.Nodes[0], c.Nodes[2]} {
+		c.Await(30*time.Second, "a snapshot on "+n.ID, func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			a, err := c.Do(ctx, n, http.MethodPost, "/v1/snapshot", nil, nil)
+			if err == nil && a.Status != 200 {
+				err = fmt.Errorf("%d: %s", a.Status, a.Body)
 			}
-		}
-		return nil
-	})
+			if got := n.Running().Consensus().SnapshotIndex(); err == nil && got < 350 {
+				err = fmt.Errorf("it is at %d", got)
+			}
+			return err
+		})
+	}
 	if err := away.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -55,6 +55,8 @@ type Status struct {
 	AppliedIndex uint64 `json:"applied_index"`
 	Role         string `json:"role"`
 	Version      string `json:"version"`
+	// DiskFull says that the node refuses growth.
+	DiskFull bool `json:"disk_full,omitempty"`
 }
 
 // Timing holds the paces of gossip and of this package's loops. The zero value of

@@ -467,3 +467,20 @@ func TestFreshlyDeadVoterIsNotLive(t *testing.T) {
 		t.Errorf("with all of them live: %v", err)
 	}
 }
+
+func TestRoomForGrowth(t *testing.T) {
+	r := newFakeRaft()
+	nodes := form(t, r, 3)
+	l := leaderOf(t, nodes)
+	if !l.RoomForGrowth(t.Context()) {
+		t.Fatal("no room while all three have some")
+	}
+	nodes[0].full.Store(true)
+	if !l.RoomForGrowth(t.Context()) {
+		t.Error("no room while two of three have some")
+	}
+	nodes[1].full.Store(true)
+	if l.RoomForGrowth(t.Context()) {
+		t.Error("room while two of three have none")
+	}
+}

@@ -266,6 +266,7 @@ type testNode struct {
 	log    *logBuffer
 	fake   *fakeConsensus
 	closed bool
+	full   atomic.Bool // its disk
 }
 
 type handlerBox struct{ h http.Handler }
@@ -306,7 +307,7 @@ func startNodeIn(t *testing.T, dir string, r *fakeRaft, name string, change func
 			LeaveWithin: 300 * time.Millisecond, WarnEvery: time.Second,
 		},
 		State: state, Logger: slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelInfo})),
-		Status: func() Status { return Status{AppliedIndex: 990} },
+		Status: func() Status { return Status{AppliedIndex: 990, DiskFull: n.full.Load()} },
 	}
 	if change != nil {
 		change(&cfg)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/settkv/sett/kv"
@@ -34,6 +35,37 @@ func (c *Cluster) Members(ctx context.Context) []kv.Member {
 		return strings.Compare(a.ServerID, b.ServerID)
 	})
 	return out
+}
+
+// RoomForGrowth says whether a quorum of the voters has, by their own word, disk space
+// to grow. A voter that does not answer counts as one that has none. It takes at most
+// half a second.
+func (c *Cluster) RoomForGrowth(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	var room atomic.Int32
+	voters := 0
+	for _, s := range c.cfg.Consensus.Configuration() {
+		if !s.Voter {
+			continue
+		}
+		voters++
+		wg.Go(func() {
+			st := c.ownStatus()
+			if s.ID != c.cfg.ServerID {
+				st = Status{}
+				if err := c.client.call(ctx, target{server: s.ID, addr: c.describe(s.ID).HTTPAddr}.get(pathStatus), &st); err != nil {
+					return
+				}
+			}
+			if !st.DiskFull {
+				room.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	return int(room.Load()) >= quorum(voters)
 }
 
 // member describes one server after a change.

@@ -38,7 +38,7 @@ func (n *Node) role() string {
 
 // peerStatus is what this node tells its peers about itself.
 func (n *Node) peerStatus() cluster.Status {
-	return cluster.Status{AppliedIndex: n.fsm.Info().Applied, Role: n.role(), Version: n.opts.Version}
+	return cluster.Status{AppliedIndex: n.fsm.Info().Applied, Role: n.role(), Version: n.opts.Version, DiskFull: n.diskFull()}
 }
 
 // Status implements httpapi.Health.

@@ -15,6 +15,7 @@ const (
 	expiryPeriod  = 200 * time.Millisecond
 	compactPeriod = 5 * time.Second
 	trimPeriod    = 30 * time.Second
+	roomPeriod    = 2 * time.Second
 	choreTimeout  = 10 * time.Second
 	// clockAlarm is how far a node's wall clock may be from the cluster clock.
 	clockAlarm = time.Second
@@ -69,9 +70,12 @@ func (n *Node) leaderCommand(ctx context.Context, _ uint64) ([]byte, error) {
 
 func (n *Node) runChores(ctx context.Context) {
 	n.chore("initialise the cluster", n.initCluster(ctx))
-	expiry, compact := time.NewTicker(expiryPeriod), time.NewTicker(compactPeriod)
+	expiry, compact, room := time.NewTicker(expiryPeriod), time.NewTicker(compactPeriod), time.NewTicker(roomPeriod)
 	defer expiry.Stop()
 	defer compact.Stop()
+	defer room.Stop()
+	defer n.crowded.Store(false)
+	refused := 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -80,6 +84,14 @@ func (n *Node) runChores(ctx context.Context) {
 			n.chore("expire keys", n.expire(ctx))
 		case <-compact.C:
 			n.chore("compact history", n.compact(ctx))
+		case <-room.C:
+			// Twice in a row: a voter that is slow once is not full.
+			if n.cluster.RoomForGrowth(ctx) {
+				refused = 0
+			} else {
+				refused++
+			}
+			n.crowded.Store(refused >= 2 && n.quorumAnswers())
 		}
 	}
 }
@@ -138,6 +150,18 @@ func (n *Node) compact(ctx context.Context) error {
 	defer cancel()
 	_, err = n.propose(ctx, fsm.EncodeCompact(rev), nil)
 	return err
+}
+
+// quorumAnswers says whether this leader has heard from a quorum lately: if not, it is
+// not for want of disk space that voters do not say they have some.
+func (n *Node) quorumAnswers() bool {
+	heard := 0
+	for _, s := range n.consensus.Configuration() {
+		if t, ok := n.consensus.LastContact(s.ID); s.Voter && (s.ID == n.identity.ServerID || ok && time.Since(t) < roomPeriod) {
+			heard++
+		}
+	}
+	return heard >= n.voters()/2+1
 }
 
 // runTrim drops, on every node for itself, what compaction made unreachable.

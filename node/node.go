@@ -86,6 +86,7 @@ type Node struct {
 	draining atomic.Bool
 	started  atomic.Bool // all parts are there
 	work     gatekeeper
+	crowded  atomic.Bool // on the leader: too few voters have disk space to grow
 
 	life   context.Context // ends when Shutdown begins to take things down
 	cancel context.CancelFunc

@@ -264,8 +264,11 @@ func (n *Node) Txn(ctx context.Context, t kv.Txn, timing *kv.Timing) (kv.TxnResu
 		e.Outcome = kv.OutcomeNotApplied
 		return kv.TxnResult{}, &e
 	}
-	if grows(t) && n.diskFull() {
+	switch {
+	case grows(t) && n.diskFull():
 		return kv.TxnResult{}, kv.NotApplied(kv.CodeDiskFull, "the leader's disk is nearly full: free space or delete keys; reads and deletes are still served")
+	case grows(t) && n.crowded.Load():
+		return kv.TxnResult{}, kv.NotApplied(kv.CodeDiskFull, "the disks of too many voters are nearly full: free space there (sett status shows where) or delete keys; reads and deletes are still served")
 	}
 	cmd, err := fsm.EncodeTxn(t)
 	if err != nil {

@@ -95,7 +95,9 @@ func OpenState(dir string) (*State, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read %s: %w", stateFile, err)
 	default:
-		if d, err = decodeState(raw); err != nil {
+		if d, err = decodeState(raw); errors.Is(err, kv.ErrUnknownVersion) {
+			return nil, fmt.Errorf("read %s: %w", stateFile, err)
+		} else if err != nil {
 			return nil, &kv.Error{Code: kv.CodeCorruption, Msg: stateFile + " is damaged: move the data folder away and start again; the node comes back as a new server", Err: err}
 		}
 	}
@@ -189,12 +191,12 @@ func decodeState(raw []byte) (*durable, error) {
 	if e.Magic != stateMagic {
 		return nil, fmt.Errorf("not a %s file", stateMagic)
 	}
-	if e.Version != stateVersion {
-		return nil, fmt.Errorf("format version %d is not known", e.Version)
-	}
 	sum := sha256.Sum256(e.Body)
 	if e.SHA256 != hex.EncodeToString(sum[:]) {
 		return nil, errors.New("the checksum does not match")
+	}
+	if e.Version != stateVersion {
+		return nil, fmt.Errorf("format version %d: %w", e.Version, kv.ErrUnknownVersion)
 	}
 	d := &durable{}
 	if err := strictJSON(e.Body, d); err != nil {

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -200,7 +201,7 @@ func (f *FSM) applyCommand(b **batch, pos position, cmd []byte) (Result, error) 
 	default:
 		// A command that this version does not know must not be skipped: the nodes
 		// would no longer be equal.
-		return Result{}, fmt.Errorf("command kind %d is not known to this version of sett", kind)
+		return Result{}, fmt.Errorf("command kind %d: %w", kind, kv.ErrUnknownVersion)
 	}
 	return Result{Txn: kv.TxnResult{Succeeded: true, Revision: f.rev}}, nil
 }
@@ -232,13 +233,18 @@ func (f *FSM) applyExpire(b **batch, pos position) (Result, error) {
 		return Result{}, err
 	}
 	t := newTxn(*b, f.rev+1, f.small)
-	it := (*b).reader.Scan(engine.ScanOptions{Start: []byte{prefixExpiry}, End: expiryKey(f.small.clock+1, ""), KeysOnly: true})
+	it := (*b).reader.Scan(engine.ScanOptions{Start: f.expiryStart(), End: expiryKey(f.small.clock+1, ""), KeysOnly: true})
 	var due []string
-	for len(due) < maxExpirePerTxn && it.Next() {
-		_, key, ok := decodeExpiryKey(it.Key())
+	low := f.small.clock + 1
+	for it.Next() {
+		ms, key, ok := decodeExpiryKey(it.Key())
+		if ok && len(due) == maxExpirePerTxn {
+			low = ms
+			break
+		}
 		if !ok {
 			it.Close()
-			return Result{}, kv.Errorf(kv.CodeCorruption, "the expiry index has a malformed key")
+			return Result{}, errors.New("the expiry index has a malformed key")
 		}
 		due = append(due, key)
 	}
@@ -253,13 +259,15 @@ func (f *FSM) applyExpire(b **batch, pos position) (Result, error) {
 			return Result{}, err
 		}
 		if p.cur == nil || p.cur.expires == 0 || p.cur.expires > f.small.clock {
-			return Result{}, kv.Errorf(kv.CodeCorruption, "the expiry index names a key that does not expire then")
+			// Equal on all nodes if it ever happens, so not damage of this one's disk.
+			return Result{}, fmt.Errorf("the expiry index names a key that does not expire by %d", f.small.clock)
 		}
 		p.cur, p.touched, p.expire = nil, true, true
 	}
 	if err := f.commit(*b, t, pos); err != nil {
 		return Result{}, err
 	}
+	f.raiseExpiryLow(low)
 	return Result{Txn: kv.TxnResult{Succeeded: true, Revision: f.rev, Ops: []kv.OpResult{{Kind: kv.OpDelete, Deleted: uint64(len(due))}}}}, nil
 }
 
@@ -353,8 +361,8 @@ func appendChangeEntries(entries []engine.Entry, key string, p *pending) []engin
 	} else {
 		curPieces, curExpires = cur.pieces(), cur.expires
 		entries = append(entries, engine.Entry{Key: dataKey(key), Value: encodeRecord(cur)})
-		// A touch leaves the value alone: its pieces, not loaded, stay as they are.
-		if cur.loaded {
+		// A touch leaves the value alone: its pieces stay as they are, loaded or not.
+		if p.valueSet {
 			for i := range curPieces {
 				lo := int(i) * pieceBytes
 				hi := min(lo+pieceBytes, len(cur.value))

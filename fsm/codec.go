@@ -205,7 +205,7 @@ func encodeChunk(stamp, id uint64, seq int, last bool, part []byte) []byte {
 func decodeEntry(b []byte) (entry, error) {
 	d := decoder{b: b}
 	if v := d.byte(); d.err == nil && v != entryVersion {
-		return entry{}, fmt.Errorf("entry format version %d is not known to this version of sett", v)
+		return entry{}, fmt.Errorf("entry format version %d: %w", v, kv.ErrUnknownVersion)
 	}
 	en := entry{kind: d.byte(), stamp: d.uvarint()}
 	switch en.kind {

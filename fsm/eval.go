@@ -32,6 +32,7 @@ type source interface {
 type pending struct {
 	old, cur *record // nil: absent
 	touched  bool    // an operation changed it, perhaps to the same
+	valueSet bool    // an operation gave it a value
 	expire   bool
 }
 
@@ -101,6 +102,10 @@ func (t *txn) item(key string, p *pending) (*kv.Item, error) {
 // failure of the database.
 func (t *txn) run(tx *kv.Txn) (kv.TxnResult, error) {
 	res := kv.TxnResult{Succeeded: true}
+	// Invariant 10b: count first.
+	if n := len(tx.If) + max(len(tx.Then), len(tx.Else)); n > maxTouchedKeys {
+		return res, kv.NotApplied(kv.CodeTooLarge, "a transaction may have %d conditions and operations at most, this one has %d; split it", maxTouchedKeys, n)
+	}
 	for i := range tx.If {
 		ok, mod, err := t.holds(&tx.If[i])
 		if err != nil {
@@ -115,10 +120,6 @@ func (t *txn) run(tx *kv.Txn) (kv.TxnResult, error) {
 	if !res.Succeeded {
 		ops = tx.Else
 	}
-	// Invariant 10b: count first.
-	if len(ops) > maxTouchedKeys {
-		return res, kv.NotApplied(kv.CodeTooLarge, "a transaction may have %d operations at most, this one has %d; split it", maxTouchedKeys, len(ops))
-	}
 	for i := range ops {
 		r, err := t.op(&ops[i])
 		if err != nil {
@@ -126,10 +127,14 @@ func (t *txn) run(tx *kv.Txn) (kv.TxnResult, error) {
 		}
 		res.Ops = append(res.Ops, r)
 		if t.bytes > maxTouchedBytes {
-			return res, kv.NotApplied(kv.CodeTooLarge, "a transaction may touch %d bytes at most; split it", maxTouchedBytes)
+			return res, errTouched()
 		}
 	}
 	return res, nil
+}
+
+func errTouched() error {
+	return kv.NotApplied(kv.CodeTooLarge, "a transaction may touch %d bytes at most; split it", maxTouchedBytes)
 }
 
 func (t *txn) holds(c *kv.Cond) (ok bool, mod kv.Revision, err error) {
@@ -187,15 +192,18 @@ func (t *txn) op(op *kv.Op) (kv.OpResult, error) {
 		return res, err
 	}
 	if op.Previous || op.Kind == kv.OpGet {
+		// Counted before it is read: the limit bounds the work and the answer.
+		if p.cur != nil {
+			if t.bytes += int(p.cur.size); t.bytes > maxTouchedBytes {
+				return res, errTouched()
+			}
+		}
 		it, err := t.item(op.Key, p)
 		if err != nil {
 			return res, err
 		}
 		if op.Kind == kv.OpGet {
 			res.Item = it
-			if it != nil {
-				t.bytes += len(it.Value)
-			}
 			return res, nil
 		}
 		res.Previous = it
@@ -239,13 +247,13 @@ func (t *txn) expiry(ttl time.Duration) uint64 {
 func (t *txn) incr(op *kv.Op, p *pending) (n int64, created bool, err error) {
 	r := record{}
 	if p.cur != nil {
+		// No int64 is longer than 20 characters: a big value is not even read.
+		if p.cur.size > 20 {
+			return 0, false, kv.NotApplied(kv.CodeConflict, "incr: the value is not a 64-bit decimal integer")
+		}
 		v, err := t.value(op.Key, p)
 		if err != nil {
 			return 0, false, err
-		}
-		// No int64 is longer than 20 characters: a big value is not scanned.
-		if len(v) > 20 {
-			return 0, false, kv.NotApplied(kv.CodeConflict, "incr: the value is not a 64-bit decimal integer")
 		}
 		if n, err = strconv.ParseInt(string(v), 10, 64); err != nil {
 			return 0, false, kv.NotApplied(kv.CodeConflict, "incr: the value is not a 64-bit decimal integer")
@@ -291,6 +299,8 @@ func (t *txn) set(key string, p *pending, r record) error {
 	}
 	r.valueHash = sha256.Sum256(r.value)
 	r.loaded = true
+	t.bytes += len(r.value)
+	p.valueSet = true
 	t.change(key, p, &r)
 	return nil
 }
@@ -302,7 +312,7 @@ func (t *txn) change(key string, p *pending, r *record) {
 	if p.old != nil {
 		r.create, r.version = p.old.create, p.old.version+1
 	}
-	t.bytes += len(key) + len(r.value)
+	t.bytes += len(key)
 	p.cur, p.touched = r, true
 }
 

@@ -65,7 +65,7 @@ func (c *contentCheck) record(r *engine.Record) error {
 	case prefixData:
 		rec, err := decodeRecord(r.Value, r.Version)
 		if err != nil {
-			return kv.Errorf(kv.CodeCorruption, "a key's record cannot be read: %v", err)
+			return damaged(err, "a key's record cannot be read")
 		}
 		if rec.loaded {
 			if sha256.Sum256(rec.value) != rec.valueHash {

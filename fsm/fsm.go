@@ -21,8 +21,10 @@ import (
 type Config struct {
 	// Store holds the database and the label of the last Raft snapshot. The caller
 	// closes it after Raft has stopped.
-	Store  *snapshot.Store
-	Logger *slog.Logger
+	Store *snapshot.Store
+	// ServerID is written into labels.
+	ServerID string
+	Logger   *slog.Logger
 	// OnFatal is called once, from any goroutine, when the database fails: the
 	// process must then end, for nothing can be acknowledged any more.
 	OnFatal func(error)
@@ -37,13 +39,19 @@ var ErrLostData = errors.New("the data store lost changes that were on stable st
 // FSM is the state machine. Apply, Snapshot and Restore are called by Raft from one
 // goroutine; everything else is safe for concurrent use.
 type FSM struct {
-	store   *snapshot.Store
-	log     *slog.Logger
-	onFatal func(error)
-	phase   func(string, bool)
+	store    *snapshot.Store
+	serverID string
+	log      *slog.Logger
+	onFatal  func(error)
+	phase    func(string, bool)
 
 	failed atomic.Pointer[error]
-	pub    atomic.Pointer[published]
+	// expiryLow is a time before which no key falls due: where scans of the expiry index
+	// begin, which else would run through all that has expired. It only saves work and
+	// is no part of the state. trimmed is the same for Trim.
+	expiryLow atomic.Uint64
+	trimmed   atomic.Uint64
+	pub       atomic.Pointer[published]
 
 	// anchor is the leader's clock: cluster time at a monotonic instant.
 	anchor atomic.Pointer[clockAnchor]
@@ -109,7 +117,7 @@ type clockAnchor struct {
 // the small state of the label. Its cost does not grow with the data. ErrLostData
 // says that the store may not be used under this identity.
 func Open(cfg Config) (*FSM, error) {
-	f := &FSM{store: cfg.Store, log: cfg.Logger, onFatal: cfg.OnFatal, phase: cfg.Phase}
+	f := &FSM{store: cfg.Store, serverID: cfg.ServerID, log: cfg.Logger, onFatal: cfg.OnFatal, phase: cfg.Phase}
 	if f.phase == nil {
 		f.phase = func(string, bool) {}
 	}
@@ -144,6 +152,8 @@ func (f *FSM) load() error {
 		f.configuration, f.configurationIndex = label.Configuration, label.ConfigurationIndex
 		f.checkpoint = kv.Revision(label.Revision)
 	}
+	f.expiryLow.Store(0)
+	f.trimmed.Store(0)
 	eng := f.store.Engine()
 	r, err := eng.ReadAt(math.MaxUint64)
 	if err != nil {
@@ -201,7 +211,7 @@ func (f *FSM) newestEvent(r *engine.Reader) (*event, error) {
 		if newest == nil {
 			ev, err := decodeEvent(it.Value())
 			if err != nil {
-				return nil, kv.Errorf(kv.CodeCorruption, "revision %d: %v", rev, err)
+				return nil, damaged(err, "revision %d cannot be read", rev)
 			}
 			newest, f.rev = ev, rev
 		} else if rev != last-1 {
@@ -229,7 +239,7 @@ func (f *FSM) replayDigest(r *engine.Reader) error {
 		ev, err := decodeEvent(it.Value())
 		if err != nil {
 			it.Close()
-			return kv.Errorf(kv.CodeCorruption, "revision %d: %v", rev, err)
+			return damaged(err, "revision %d cannot be read", rev)
 		}
 		if ev.checkpoint != nil {
 			f.digest, start = ev.checkpoint, rev
@@ -300,12 +310,34 @@ func (f *FSM) publish() {
 	}
 }
 
-// setDiscard lets the engine purge versions that nothing needs: older than the
-// compaction revision that is on disk, and than the digest's checkpoint, from which
-// a start replays.
+// purgeable returns the revision below which nothing needs history: it is compacted,
+// and it is older than the newest snapshot's label, which is on stable storage and from
+// whose digest a start can replay, after a power cut too.
+func (f *FSM) purgeable() kv.Revision {
+	label, ok := f.store.Label()
+	if !ok {
+		return 0
+	}
+	return min(f.compacted, kv.Revision(label.Revision))
+}
+
 func (f *FSM) setDiscard() {
-	if d := min(f.compacted, f.checkpoint); d > 0 {
+	if d := f.purgeable(); d > 0 {
 		f.store.Engine().SetDiscard(uint64(d))
+	}
+}
+
+// expiryStart is where a scan of the expiry index begins.
+func (f *FSM) expiryStart() []byte { return expiryKey(f.expiryLow.Load(), "") }
+
+// raiseExpiryLow notes that no key falls due before ms. Keys that are written later
+// fall due after the clock, which is at least ms-1.
+func (f *FSM) raiseExpiryLow(ms uint64) {
+	for {
+		low := f.expiryLow.Load()
+		if ms <= low || f.expiryLow.CompareAndSwap(low, ms) {
+			return
+		}
 	}
 }
 

@@ -661,3 +661,69 @@ func TestRetained(t *testing.T) {
 		t.Errorf("after compaction to 10: %d, %v", got, err)
 	}
 }
+
+// TestDeliveryDoesNotMatter: how entries are bundled when Raft delivers them differs
+// from node to node, and must not show (Invariant 14).
+func TestDeliveryDoesNotMatter(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 3))
+	var cmds [][]byte
+	add := func(ops ...kv.Op) {
+		cmd, err := EncodeTxn(kv.Txn{Then: ops})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmds = append(cmds, cmd)
+	}
+	big := bytes.Repeat([]byte("x"), 8<<20)
+	var touches []kv.Op
+	for i := range 9 {
+		key := fmt.Sprintf("big%d", i)
+		add(kv.Op{Kind: kv.OpPut, Key: key, Value: big})
+		touches = append(touches, kv.Op{Kind: kv.OpTouch, Key: key, TTL: time.Hour})
+	}
+	add(touches...)
+	for range 60 {
+		add(randomOps(rng)...)
+	}
+	var want kv.Digest
+	for i, most := range []int{1, len(cmds), 7} {
+		m := newMachine(t)
+		var logs []Log
+		for _, c := range cmds {
+			logs = append(logs, m.entry(1000, c))
+		}
+		for len(logs) > 0 {
+			n := min(1+rng.IntN(most), len(logs))
+			if most == len(cmds) {
+				n = len(logs)
+			}
+			m.ApplyBatch(logs[:n])
+			logs = logs[n:]
+		}
+		if i == 0 {
+			want = m.Digest()
+		} else if got := m.Digest(); got != want {
+			t.Errorf("delivered by up to %d: %+v, one by one: %+v", most, got, want)
+		}
+		m.checkDigest()
+	}
+}
+
+// TestPreviousIsCounted: what a transaction reads and answers is bounded too.
+func TestPreviousIsCounted(t *testing.T) {
+	m := newMachine(t)
+	var dels []kv.Op
+	for i := range 10 {
+		key := fmt.Sprint(i)
+		m.mustTxn(kv.Op{Kind: kv.OpPut, Key: key, Value: make([]byte, 8<<20)})
+		dels = append(dels, kv.Op{Kind: kv.OpDelete, Key: key, Previous: true})
+	}
+	if _, err := m.txn(kv.Txn{Then: dels}); !errors.Is(err, kv.ErrTooLarge) {
+		t.Errorf("80 MiB of previous values: %v", err)
+	}
+	if r := m.mustTxn(dels[:5]...); len(r.Ops) != 5 {
+		t.Errorf("%d results", len(r.Ops))
+	}
+}

@@ -3,6 +3,7 @@ package fsm
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -43,6 +44,17 @@ const (
 	inlineChangesBytes = 32 << 10
 	changePartBytes    = 64 << 10
 )
+
+// damaged is the error of what is on disk and can't be read, unless a newer version
+// wrote it.
+func damaged(cause error, format string, args ...any) error {
+	if errors.Is(cause, kv.ErrUnknownVersion) {
+		return fmt.Errorf(format+": %w", append(args, cause)...)
+	}
+	e := kv.Errorf(kv.CodeCorruption, format, args...)
+	e.Err = cause
+	return e
+}
 
 func dataKey(key string) []byte {
 	b := make([]byte, 0, 1+len(key))
@@ -144,7 +156,7 @@ func encodeRecord(r *record) []byte {
 func decodeRecord(b []byte, mod uint64) (*record, error) {
 	d := decoder{b: b}
 	if v := d.byte(); d.err == nil && v != recordVersion {
-		return nil, fmt.Errorf("record format version %d is not known", v)
+		return nil, fmt.Errorf("record format version %d: %w", v, kv.ErrUnknownVersion)
 	}
 	flags := d.byte()
 	r := &record{create: kv.Revision(d.uvarint()), mod: kv.Revision(mod), version: d.uvarint()}
@@ -286,7 +298,7 @@ func encodeEvent(ev *event, changes []change) (parts [][]byte, final []byte) {
 func decodeEvent(b []byte) (*event, error) {
 	d := decoder{b: b}
 	if v := d.byte(); d.err == nil && v != eventVersion {
-		return nil, fmt.Errorf("change record format version %d is not known", v)
+		return nil, fmt.Errorf("change record format version %d: %w", v, kv.ErrUnknownVersion)
 	}
 	checkpoint := d.bool()
 	ev := &event{

@@ -18,7 +18,7 @@ func readRecord(r *engine.Reader, key string) (*record, error) {
 	found, err := r.GetFunc(dataKey(key), func(b []byte, mod uint64) error {
 		var err error
 		if rec, err = decodeRecord(b, mod); err != nil {
-			return kv.Errorf(kv.CodeCorruption, "a key's record cannot be read: %v", err)
+			return damaged(err, "a key's record cannot be read")
 		}
 		if rec.loaded {
 			rec.value = append([]byte(nil), rec.value...)
@@ -183,12 +183,14 @@ func (f *FSM) Get(_ context.Context, key string, rev kv.Revision) (kv.Item, kv.R
 // NextExpiry returns the cluster time at which the next key falls due; ok is false
 // if none does.
 func (f *FSM) NextExpiry() (ms uint64, ok bool, err error) {
+	// What is written after this look falls due after its clock.
+	low := f.pub.Load().clock + 1
 	r, at, err := f.readAt(0)
 	if err != nil {
 		return 0, false, err
 	}
 	defer r.Close()
-	it := r.Scan(engine.ScanOptions{Start: []byte{prefixExpiry}, End: []byte{prefixExpiry + 1}, KeysOnly: true})
+	it := r.Scan(engine.ScanOptions{Start: f.expiryStart(), End: []byte{prefixExpiry + 1}, KeysOnly: true})
 	defer it.Close()
 	if it.Next() {
 		ms, _, ok = decodeExpiryKey(it.Key())
@@ -196,7 +198,14 @@ func (f *FSM) NextExpiry() (ms uint64, ok bool, err error) {
 			return 0, false, kv.Errorf(kv.CodeCorruption, "the expiry index has a malformed key")
 		}
 	}
-	return ms, ok, f.checkRead(at, it.Err())
+	if err := f.checkRead(at, it.Err()); err != nil {
+		return 0, false, err
+	}
+	if ok {
+		low = min(low, ms)
+	}
+	f.raiseExpiryLow(low)
+	return ms, ok, nil
 }
 
 // Retained returns the oldest revision that a retention keeps: the state at cluster
@@ -262,7 +271,7 @@ func (f *FSM) Recompute(ctx context.Context) (kv.Digest, uint64, error) {
 		}
 		rec, err := decodeRecord(it.Value(), it.Version())
 		if err != nil {
-			return kv.Digest{}, 0, kv.Errorf(kv.CodeCorruption, "a key's record cannot be read: %v", err)
+			return kv.Digest{}, 0, damaged(err, "a key's record cannot be read")
 		}
 		key := string(it.Key()[1:])
 		v, err := readValue(r, key, rec)

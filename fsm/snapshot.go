@@ -27,8 +27,17 @@ func (f *FSM) labelLocked() (snapshot.Label, error) {
 		Index: f.delivered, Term: f.deliveredTerm,
 		Configuration: f.configuration, ConfigurationIndex: f.configurationIndex,
 		Revision: uint64(f.rev), CompactRevision: uint64(f.small.compact),
-		State: f.small.encode(f.totals, f.digest), ClusterID: f.small.clusterID, Time: time.Now().UTC(),
+		State: f.small.encode(f.totals, f.digest), ClusterID: f.small.clusterID, ServerID: f.labelServer(), Time: time.Now().UTC(),
 	}, nil
+}
+
+// labelServer names the server that a label comes from. One that repeats the label of an
+// installed snapshot is still that one's: no log stands behind it here.
+func (f *FSM) labelServer() string {
+	if old, ok := f.store.Label(); ok && old.Index >= f.delivered {
+		return old.ServerID
+	}
+	return f.serverID
 }
 
 // Label describes the state machine's state for a Raft snapshot, and names the
@@ -102,7 +111,7 @@ var errHeld = errors.New("held by an export")
 // below the compaction revision. It returns how many went.
 func (f *FSM) Trim() (int, error) {
 	f.mu.Lock()
-	limit := min(f.compacted, f.checkpoint)
+	limit := f.purgeable()
 	f.mu.Unlock()
 	if limit == 0 {
 		return 0, nil
@@ -113,7 +122,7 @@ func (f *FSM) Trim() (int, error) {
 		return 0, fmt.Errorf("trim: %w", err)
 	}
 	defer r.Close()
-	it := r.Scan(engine.ScanOptions{Start: eventKey(0, 0), End: eventKey(limit, 0), KeysOnly: true})
+	it := r.Scan(engine.ScanOptions{Start: eventKey(kv.Revision(f.trimmed.Load()), 0), End: eventKey(limit, 0), KeysOnly: true})
 	defer it.Close()
 	const chunk = 1000
 	var keys [][]byte
@@ -155,5 +164,9 @@ func (f *FSM) Trim() (int, error) {
 	if err := it.Err(); err != nil {
 		return done(err)
 	}
-	return done(flush())
+	if err := flush(); err != nil {
+		return done(err)
+	}
+	f.trimmed.Store(uint64(limit))
+	return n, nil
 }

@@ -155,7 +155,7 @@ func (s *small) encode(t totals, g *digest) []byte {
 func decodeSmall(b []byte) (s *small, t totals, g *digest, err error) {
 	d := decoder{b: b}
 	if v := d.byte(); d.err == nil && v != smallVersion {
-		return nil, t, nil, fmt.Errorf("state format version %d is not known", v)
+		return nil, t, nil, fmt.Errorf("state format version %d: %w", v, kv.ErrUnknownVersion)
 	}
 	var js smallJSON
 	raw := d.bytes()

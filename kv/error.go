@@ -99,6 +99,10 @@ var (
 	ErrCorruption         = &Error{Code: CodeCorruption}
 )
 
+// ErrUnknownVersion is in the chain of errors about data in a format that this version
+// of sett does not know. Such data is not damaged: a newer version wrote it.
+var ErrUnknownVersion = errors.New("written by a newer version of sett: start it with that version or a later one")
+
 // Errorf makes an Error with a formatted message and no outcome.
 func Errorf(code Code, format string, args ...any) *Error {
 	return &Error{Code: code, Msg: fmt.Sprintf(format, args...)}

@@ -144,12 +144,12 @@ func decodeLabelFile(b []byte) (Label, error) {
 	if len(b) < labelPreludeBytes+4 || string(b[:8]) != labelMagic {
 		return Label{}, errors.New("not a label file")
 	}
-	if v := le.Uint32(b[8:]); v != labelVersion {
-		return Label{}, fmt.Errorf("label format %d is not supported; this version of sett reads format %d", v, labelVersion)
-	}
 	body := b[:len(b)-4]
 	if le.Uint32(b[len(b)-4:]) != crc32.Checksum(body, castagnoli) {
 		return Label{}, errors.New("label checksum mismatch")
+	}
+	if v := le.Uint32(b[8:]); v != labelVersion {
+		return Label{}, fmt.Errorf("label format %d: %w", v, kv.ErrUnknownVersion)
 	}
 	if uint64(le.Uint32(b[12:])) != uint64(len(body)-labelPreludeBytes) {
 		return Label{}, errors.New("label length mismatch")
@@ -180,7 +180,9 @@ func ReadLabel(dir string) (l Label, found bool, err error) {
 	if err != nil {
 		return Label{}, false, fmt.Errorf("read label: %w", err)
 	}
-	if l, err = decodeLabelFile(b); err != nil {
+	if l, err = decodeLabelFile(b); errors.Is(err, kv.ErrUnknownVersion) {
+		return Label{}, false, fmt.Errorf("%s: %w", path, err)
+	} else if err != nil {
 		e := corrupt("%s is damaged; wipe the data folder so that the server rejoins as a new one", path)
 		e.Err = err
 		return Label{}, false, e

@@ -156,8 +156,12 @@ func (c *Cluster) inConfiguration(serverID string) bool {
 	return slices.ContainsFunc(c.cfg.Consensus.Configuration(), func(s kv.Server) bool { return s.ID == serverID })
 }
 
-// clockGrace is how long Clocks waits for more voters once a majority has answered.
-const clockGrace = 50 * time.Millisecond
+// How long Clocks waits for more voters once a majority has answered.
+const (
+	clockGrace = 50 * time.Millisecond
+	// clockPatience is how long it waits if those differ by more than a second.
+	clockPatience = time.Second
+)
 
 // Clocks returns the wall clocks of the voters that answer, this node's included, all
 // brought to about the same instant by half the time that asking took. It returns
@@ -195,6 +199,7 @@ func (c *Cluster) Clocks(ctx context.Context) []time.Time {
 	}()
 	var offsets []time.Duration
 	var enough <-chan time.Time
+	patient := false
 	for waiting := true; waiting && len(offsets) < len(voters); {
 		select {
 		case off := <-answers:
@@ -203,6 +208,12 @@ func (c *Cluster) Clocks(ctx context.Context) []time.Time {
 				enough = time.After(clockGrace)
 			}
 		case <-enough:
+			// Clocks that differ ask for one more, which then decides.
+			if slices.Max(offsets)-slices.Min(offsets) > time.Second && !patient {
+				patient = true
+				enough = time.After(clockPatience)
+				continue
+			}
 			waiting = false
 		case <-all:
 			for len(answers) > 0 {

@@ -114,6 +114,9 @@ func (s *State) Removed() bool { return s.load().Removed }
 // Started says whether there was Raft state in this data folder.
 func (s *State) Started() bool { return s.load().Started }
 
+// Seeds returns the gossip addresses that were learned when this node was taken in.
+func (s *State) Seeds() []string { return slices.Clone(s.load().Seeds) }
+
 // SetClusterID names the cluster of an offline-made data folder. It refuses to
 // change an id.
 func (s *State) SetClusterID(id string) error {

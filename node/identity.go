@@ -22,6 +22,7 @@ const (
 	identityName = "node.json"
 	runningName  = "RUNNING"
 	damagedName  = "DAMAGED" // what an earlier run found; see Node.fatal
+	oldName      = "node.json.old"
 	raftName     = "raft"
 	stateName    = "state"
 	clusterName  = "cluster.json"
@@ -160,6 +161,12 @@ func (f *folder) writeIdentity(id identity) (identity, error) {
 // first: a crash in between must not leave the old one with an empty log, for it
 // would vote again having forgotten its votes.
 func (f *folder) reseed(name, clusterID string) (identity, error) {
+	// The old identity is kept beside the old data, for whoever wants them back.
+	if b, err := os.ReadFile(f.path(identityName)); err == nil {
+		if err := writeFile(f.path(oldName), b); err != nil {
+			return identity{}, fmt.Errorf("put lost data aside: %w", err)
+		}
+	}
 	id := newIdentity(name, clusterID)
 	id.Reseeding = true
 	id, err := f.writeIdentity(id)
@@ -174,7 +181,7 @@ func (f *folder) putAside(id identity) (identity, error) {
 	if err := os.Mkdir(aside, 0o700); err != nil {
 		return identity{}, fmt.Errorf("put lost data aside: %w", err)
 	}
-	for _, n := range []string{raftName, stateName, clusterName, damagedName} {
+	for _, n := range []string{raftName, stateName, clusterName, damagedName, oldName} {
 		if err := os.Rename(f.path(n), filepath.Join(aside, n)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return identity{}, fmt.Errorf("put lost data aside: %w", err)
 		}
@@ -191,32 +198,40 @@ type running struct {
 	BootID string `json:"boot_id"`
 }
 
-// markRunning leaves the marker. It returns whether the last run ended without
-// taking its own away, and whether the machine has gone down since.
-func (f *folder) markRunning() (crashed, machineCrashed bool, err error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		// Without a boot id every crash counts as one of the machine: the safe side.
-		boot = []byte(uuid.NewString())
-	}
-	id := strings.TrimSpace(string(boot))
+// lastRun returns whether the last run ended without taking its marker away, and
+// whether the machine has gone down since.
+func (f *folder) lastRun() (crashed, machineCrashed bool, err error) {
 	old, err := os.ReadFile(f.path(runningName))
-	switch {
-	case err == nil:
-		crashed = true
-		var r running
-		machineCrashed = json.Unmarshal(old, &r) != nil || r.BootID != id
-	case !errors.Is(err, os.ErrNotExist):
+	if errors.Is(err, os.ErrNotExist) {
+		return false, false, nil
+	}
+	if err != nil {
 		return false, false, fmt.Errorf("read running marker: %w", err)
 	}
-	b, err := json.Marshal(running{BootID: id})
+	var r running
+	return true, json.Unmarshal(old, &r) != nil || r.BootID != bootID(), nil
+}
+
+// markRunning leaves the marker.
+func (f *folder) markRunning() error {
+	b, err := json.Marshal(running{BootID: bootID()})
+	if err == nil {
+		err = writeFile(f.path(runningName), b)
+	}
 	if err != nil {
-		return false, false, err
+		return fmt.Errorf("write running marker: %w", err)
 	}
-	if err := writeFile(f.path(runningName), b); err != nil {
-		return false, false, fmt.Errorf("write running marker: %w", err)
+	return nil
+}
+
+// bootID names this run of the machine. Without one every crash counts as one of the
+// machine: the safe side.
+func bootID() string {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return uuid.NewString()
 	}
-	return crashed, machineCrashed, nil
+	return strings.TrimSpace(string(boot))
 }
 
 func (f *folder) unmarkRunning() error {

@@ -129,7 +129,10 @@ func TestRunningMarker(t *testing.T) {
 		if err := c.prepare(); err != nil {
 			t.Fatal(err)
 		}
-		crashed, machine, err := f.markRunning()
+		crashed, machine, err := f.lastRun()
+		if err := f.markRunning(); err != nil {
+			t.Fatal(err)
+		}
 		if err != nil || crashed != c.crashed || machine != c.machine {
 			t.Errorf("%s: crashed %v, machine %v: %v", c.name, crashed, machine, err)
 		}

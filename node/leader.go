@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -55,32 +56,41 @@ func (n *Node) leaderCommand(ctx context.Context, _ uint64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	clocks := n.cluster.Clocks(ctx)
-	var median time.Time
-	if len(clocks) >= n.voters()/2+1 {
-		slices.SortFunc(clocks, time.Time.Compare)
-		// The lower of the two middle ones: no single clock decides.
-		median = clocks[(len(clocks)-1)/2]
-		if d := time.Since(median).Abs(); d > clockAlarm {
-			n.log.Error("this node's clock differs from the other voters': set it right, with NTP for instance", "difference", d)
-		}
+	if need := n.voters()/2 + 1; len(clocks) < need {
+		// Invariant 14: the clock moves to a majority's median before anything is stamped. A
+		// clock that stood still would be moved later, and end keys early.
+		return nil, fmt.Errorf("%d of %d voters told their clocks, %d are needed", len(clocks), n.voters(), need)
 	}
-	// Without a majority the clock goes on from where it stands.
+	slices.SortFunc(clocks, time.Time.Compare)
+	// The lower of the two middle ones: no single clock decides.
+	median := clocks[(len(clocks)-1)/2]
+	if d := clocks[len(clocks)-1].Sub(clocks[0]); d > clockAlarm {
+		n.log.Error("the voters' clocks differ: set them right, with NTP for instance", "difference", d, "own_difference", n.wallClock().Sub(median))
+	}
 	return fsm.EncodeLead(n.identity.ServerID, median), nil
 }
 
+func (n *Node) wallClock() time.Time {
+	if n.opts.WallClock != nil {
+		return n.opts.WallClock()
+	}
+	return time.Now()
+}
+
 func (n *Node) runChores(ctx context.Context) {
-	n.chore("initialise the cluster", n.initCluster(ctx))
 	expiry, compact, room := time.NewTicker(expiryPeriod), time.NewTicker(compactPeriod), time.NewTicker(roomPeriod)
 	defer expiry.Stop()
 	defer compact.Stop()
 	defer room.Stop()
 	defer n.crowded.Store(false)
 	refused := 0
+	n.chore("initialise the cluster", n.initCluster(ctx))
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-expiry.C:
+			n.chore("initialise the cluster", n.initCluster(ctx))
 			n.chore("expire keys", n.expire(ctx))
 		case <-compact.C:
 			n.chore("compact history", n.compact(ctx))

@@ -66,10 +66,8 @@ type Node struct {
 	log   *slog.Logger
 	start time.Time
 
-	folder         *folder
-	identity       identity
-	crashed        bool // the last run left its marker
-	machineCrashed bool
+	folder   *folder
+	identity identity
 
 	state     *cluster.State
 	logs      *raftstore.Store
@@ -88,9 +86,11 @@ type Node struct {
 	work     gatekeeper
 	crowded  atomic.Bool // on the leader: too few voters have disk space to grow
 
-	life   context.Context // ends when Shutdown begins to take things down
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	// serve ends when Shutdown begins: reads that wait for something give up. life ends
+	// when it takes things down.
+	serve, life         context.Context
+	stopServing, cancel context.CancelFunc
+	wg                  sync.WaitGroup
 
 	fatalOnce sync.Once
 	fatalErr  atomic.Pointer[error]
@@ -107,6 +107,7 @@ type Node struct {
 func Open(ctx context.Context, cfg config.Config, opts Options) (*Node, error) {
 	n := &Node{cfg: cfg, opts: opts, log: opts.Logger.With("id", cfg.ID), start: time.Now(), done: make(chan struct{})}
 	n.life, n.cancel = context.WithCancel(context.Background())
+	n.serve, n.stopServing = context.WithCancel(n.life)
 	if err := n.open(ctx); err != nil {
 		n.abort()
 		return nil, err
@@ -122,11 +123,10 @@ func (n *Node) open(ctx context.Context) error {
 	if n.identity, err = n.folder.identify(n.cfg.ID); err != nil {
 		return err
 	}
-	crashed, machineCrashed, err := n.folder.markRunning()
+	crashed, machineCrashed, err := n.folder.lastRun()
 	if err != nil {
 		return err
 	}
-	n.crashed, n.machineCrashed = crashed, machineCrashed
 	if crashed {
 		n.log.Warn("the last run of this node did not end in order; recovering", "machine_crashed", machineCrashed)
 	}
@@ -149,6 +149,11 @@ func (n *Node) open(ctx context.Context) error {
 		return fmt.Errorf("%w: free the port, or choose another raft-addr", err)
 	}
 	if err := n.openStores(); err != nil {
+		_ = httpListener.Close()
+		_ = stream.Close()
+		return err
+	}
+	if err := n.folder.markRunning(); err != nil {
 		_ = httpListener.Close()
 		_ = stream.Close()
 		return err
@@ -308,12 +313,15 @@ func (n *Node) Shutdown(ctx context.Context) error {
 const (
 	drainTimeout    = 2 * time.Second
 	handOverTimeout = 3 * time.Second
+	httpTimeout     = 5 * time.Second
+	raftTimeout     = 8 * time.Second
 	// handOverGrace is for the news of the new leader to reach the followers.
 	handOverGrace = 100 * time.Millisecond
 )
 
 func (n *Node) shutdown(ctx context.Context) error {
 	n.draining.Store(true)
+	n.stopServing()
 	n.log.Info("node stops")
 	var errs []error
 	dctx, cancel := context.WithTimeout(ctx, drainTimeout)
@@ -330,9 +338,20 @@ func (n *Node) shutdown(ctx context.Context) error {
 		}
 		timer.Stop()
 	}
-	errs = append(errs, n.http.Shutdown(ctx))
+	hctx, cancel := context.WithTimeout(ctx, httpTimeout)
+	n.logErr("finish all requests in time", n.http.Shutdown(hctx))
+	cancel()
+	errs = append(errs, n.http.Close())
 	n.cancel()
-	errs = append(errs, n.consensus.Shutdown(ctx), n.cluster.Close())
+	// A budget of its own: whatever came before, raft must be down before its stores.
+	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), raftTimeout)
+	defer cancel()
+	if err := n.consensus.Shutdown(rctx); err != nil {
+		// Invariant 30: databases close after raft, always. The process ends instead; the
+		// next start recovers.
+		return fmt.Errorf("raft did not stop, so the stores stay open: %w", err)
+	}
+	errs = append(errs, n.cluster.Close())
 	n.stopChores()
 	n.wg.Wait()
 	n.rounds.wg.Wait()
@@ -416,10 +435,7 @@ func (n *Node) abort() {
 	n.wg.Wait()
 	n.closeStores()
 	if n.folder != nil {
-		// A marker that stood before stays: only an orderly stop takes it away.
-		if n.identity.ServerID != "" && !n.crashed && n.Err() == nil {
-			n.logErr("remove the running marker", n.folder.unmarkRunning())
-		}
+		// The marker stays if it stands: only an orderly stop takes it away.
 		n.logErr("unlock the data folder", n.folder.close())
 	}
 }

@@ -145,7 +145,15 @@ func (n *Node) noteCaughtUp(asked time.Time) {
 // Get implements httpapi.Store.
 func (n *Node) Get(ctx context.Context, key string, o kv.ReadOptions, t *kv.Timing) (kv.Item, kv.Revision, error) {
 	start := time.Now()
-	if err := n.prepareRead(ctx, o); err != nil {
+	wctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(n.serve, cancel)()
+	if err := n.prepareRead(wctx, o); err != nil {
+		if n.serve.Err() != nil && ctx.Err() == nil {
+			e := notReady("this node is stopping; ask another node")
+			e.Final, e.Err = true, err
+			err = e
+		}
 		return kv.Item{}, n.fsm.Info().Revision, err
 	}
 	t.Queue = time.Since(start)

@@ -27,6 +27,9 @@ func lost(format string, args ...any) error {
 
 // isDamage says whether err means that what is on this disk can't be trusted.
 func isDamage(err error) bool {
+	if errors.Is(err, kv.ErrUnknownVersion) {
+		return false // a newer version wrote it, and can read it
+	}
 	for _, damage := range []error{errLost, raftstore.ErrHole, raftstore.ErrCorrupt, fsm.ErrLostData, kv.ErrCorruption} {
 		if errors.Is(err, damage) {
 			return true
@@ -46,10 +49,11 @@ func (n *Node) openStores() error {
 	n.closeStores()
 	clusterID, solo := n.clusterOnDisk()
 	if solo {
-		return fmt.Errorf("%w; this node has no others to get the data from (it has neither join nor a bootstrap-expect above 1): restore a backup into an empty data folder, or set join", err)
+		return fmt.Errorf("%w; this node was its cluster's only voter, or knows of no others: restore a backup into an empty data folder, or set join if there are others", err)
 	}
-	if clusterID == "" && n.machineCrashed {
-		return err
+	if clusterID == "" {
+		// Without the id the new server could help to form another cluster.
+		return fmt.Errorf("%w; nor can it be read which cluster the data belongs to: move the data folder away and start again, the node then comes back as a new server", err)
 	}
 	n.log.Error("this node's data cannot be trusted: it is put aside and the node comes back as a new server", "reason", err, "server_id", n.identity.ServerID)
 	if n.identity, err = n.folder.reseed(n.cfg.ID, clusterID); err != nil {
@@ -60,16 +64,32 @@ func (n *Node) openStores() error {
 }
 
 // clusterOnDisk tells which cluster the folder belonged to, and whether this server
-// was its only voter, as far as that can be read.
+// has nobody to get the data from, as far as that can be read.
 func (n *Node) clusterOnDisk() (clusterID string, solo bool) {
-	if st, err := cluster.OpenState(n.folder.dir); err == nil {
+	clusterID = n.identity.Rejoin
+	solo = len(n.cfg.Join) == 0 && n.cfg.BootstrapExpect <= 1
+	if st, err := cluster.OpenState(n.folder.dir); err == nil && st.ClusterID() != "" {
 		clusterID = st.ClusterID()
+		solo = solo && len(st.Seeds()) == 0
+	}
+	label, ok, err := snapshot.PeekLabel(n.folder.path(stateName))
+	if err != nil || !ok {
+		return clusterID, solo
 	}
 	if clusterID == "" {
-		clusterID = n.identity.Rejoin
+		clusterID = label.ClusterID
 	}
-	// Only a node with others to join can come back by itself.
-	return clusterID, len(n.cfg.Join) == 0 && n.cfg.BootstrapExpect <= 1
+	if servers, err := label.Servers(); err == nil {
+		voters, self := 0, false
+		for _, s := range servers {
+			if s.Voter {
+				voters++
+				self = self || s.ID == n.identity.ServerID
+			}
+		}
+		solo = voters == 1 && self
+	}
+	return clusterID, solo
 }
 
 func (n *Node) closeStores() {
@@ -132,7 +152,7 @@ func (n *Node) openAll() error {
 	if err != nil {
 		return err
 	}
-	n.fsm, err = fsm.Open(fsm.Config{Store: n.store, Logger: n.log.With("component", "fsm"), OnFatal: n.fatal, Phase: n.metrics.phase})
+	n.fsm, err = fsm.Open(fsm.Config{Store: n.store, ServerID: n.identity.ServerID, Logger: n.log.With("component", "fsm"), OnFatal: n.fatal, Phase: n.metrics.phase})
 	if err != nil {
 		return err
 	}
@@ -144,6 +164,13 @@ func (n *Node) openAll() error {
 func (n *Node) reconcileLog() error {
 	label, labelled := n.store.Label()
 	first, last := n.logs.Bounds()
+	switch {
+	case labelled && label.ServerID == n.identity.ServerID && last < label.Index:
+		// A local snapshot keeps entries behind it; only an installed one stands alone.
+		return lost("the log ends at entry %d, this server's own snapshot covers up to %d", last, label.Index)
+	case !labelled && last == 0 && n.state.Started():
+		return lost("the log is empty, and there is no snapshot")
+	}
 	if labelled && last > 0 {
 		stale := last < label.Index
 		if !stale && first <= label.Index {

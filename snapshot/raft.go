@@ -32,6 +32,19 @@ func decodeConfiguration(b []byte) (c raft.Configuration, err error) {
 	return raft.DecodeConfiguration(b), nil
 }
 
+// Servers returns the Raft configuration that goes with the label.
+func (l Label) Servers() ([]kv.Server, error) {
+	c, err := decodeConfiguration(l.Configuration)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]kv.Server, len(c.Servers))
+	for i, s := range c.Servers {
+		out[i] = kv.Server{ID: string(s.ID), Addr: string(s.Address), Voter: s.Suffrage == raft.Voter}
+	}
+	return out, nil
+}
+
 func metaOf(id string, h Header) (*raft.SnapshotMeta, error) {
 	c, err := decodeConfiguration(h.Label.Configuration)
 	if err != nil {

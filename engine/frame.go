@@ -21,7 +21,7 @@ const (
 	tagListKV     = 1<<3 | 2
 	tagKVKey      = 1<<3 | 2
 	tagKVValue    = 2<<3 | 2
-	tagKVVersion  = 4<<3 | 0
+	tagKVVersion  = 4 << 3
 	tagKVMeta     = 6<<3 | 2
 	metaTombstone = 1 // badger's bitDelete
 )

@@ -40,6 +40,7 @@ func TestReadersHoldDiscardBack(t *testing.T) {
 	e.Publish(50)
 
 	r := readAt(t, e, 10)
+	defer r.Close()
 	e.SetDiscard(50)
 	e.SetDiscard(30) // backwards: nothing
 	if s := e.Stats(); s.RequestedDiscard != 50 || s.EffectiveDiscard != 10 {

@@ -214,7 +214,8 @@ func (f *FSM) applyTxn(b *batch, pos position, body []byte) (Result, error) {
 	t := newTxn(b, f.rev+1, f.small)
 	res, err := t.run(&tx)
 	if err != nil {
-		if e, ok := err.(*kv.Error); ok && e.Outcome == kv.OutcomeNotApplied {
+		var e *kv.Error
+		if errors.As(err, &e) && e.Outcome == kv.OutcomeNotApplied {
 			return Result{Err: e, Txn: kv.TxnResult{Revision: f.rev}}, nil
 		}
 		return Result{}, err

@@ -142,11 +142,11 @@ func (d *decoder) bool() bool {
 	return false
 }
 
-// count reads a number of elements that take at least min bytes each, so that a
+// count reads a number of elements that take at least least bytes each, so that a
 // hostile count cannot make the caller allocate more than the input justifies.
-func (d *decoder) count(min int) int {
+func (d *decoder) count(least int) int {
 	n := d.uvarint()
-	if n > uint64(len(d.b)/min) {
+	if n > uint64(len(d.b)/least) {
 		d.fail()
 		return 0
 	}

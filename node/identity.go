@@ -209,7 +209,10 @@ func (f *folder) lastRun() (crashed, machineCrashed bool, err error) {
 		return false, false, fmt.Errorf("read running marker: %w", err)
 	}
 	var r running
-	return true, json.Unmarshal(old, &r) != nil || r.BootID != bootID(), nil
+	if json.Unmarshal(old, &r) != nil {
+		r.BootID = "" // a marker that can't be read is one of another boot
+	}
+	return true, r.BootID != bootID(), nil
 }
 
 // markRunning leaves the marker.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -260,14 +261,21 @@ type Answer struct {
 	Body   []byte
 }
 
+// Request is an HTTP request to a node.
+type Request struct {
+	Method, Path string
+	Header       http.Header
+	Body         string
+}
+
 // Do makes one HTTP request to a node, from the test's place in the network.
-func (c *Cluster) Do(ctx context.Context, n *Node, method, path string, header http.Header, body []byte) (Answer, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+n.ID+":80"+path, bytes.NewReader(body))
+func (c *Cluster) Do(ctx context.Context, n *Node, r Request) (Answer, error) {
+	req, err := http.NewRequestWithContext(ctx, r.Method, "http://"+n.ID+":80"+r.Path, strings.NewReader(r.Body))
 	if err != nil {
 		return Answer{}, err
 	}
-	if header != nil {
-		req.Header = header
+	if r.Header != nil {
+		req.Header = r.Header
 	}
 	// The transport must not repeat a request by itself: the test decides.
 	req.GetBody = nil

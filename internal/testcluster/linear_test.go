@@ -161,13 +161,13 @@ func (r *recorder) worker(ctx context.Context, c *Cluster, rng *rand.Rand, numbe
 		default:
 			in.op, method = opGet, http.MethodGet
 		}
-		var body []byte
+		body := ""
 		if method == http.MethodPut {
-			body = []byte(in.value)
+			body = in.value
 		}
 		rctx, cancel := context.WithTimeout(ctx, 1500*time.Millisecond)
 		call := time.Since(r.start)
-		a, err := c.Do(rctx, c.Nodes[rng.IntN(len(c.Nodes))], method, path, header, body)
+		a, err := c.Do(rctx, c.Nodes[rng.IntN(len(c.Nodes))], Request{method, path, header, body})
 		cancel()
 		out, counts := judge(in, a, err)
 		if !counts {
@@ -330,7 +330,7 @@ func fault(t *testing.T, c *Cluster, rng *rand.Rand, progress func(int64)) strin
 	case 5:
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		if _, err := c.Do(ctx, leader, http.MethodPost, "/v1/cluster/transfer", nil, []byte("{}")); err != nil {
+		if _, err := c.Do(ctx, leader, Request{Method: http.MethodPost, Path: "/v1/cluster/transfer", Body: "{}"}); err != nil {
 			t.Logf("transfer: %v", err)
 		}
 		return "leadership moved"

@@ -20,7 +20,7 @@ func put(t *testing.T, c *Cluster, n *Node, key, value string) {
 	c.Await(20*time.Second, "a write of "+key, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		a, err := c.Do(ctx, n, http.MethodPut, "/v1/kv/"+key, nil, []byte(value))
+		a, err := c.Do(ctx, n, Request{Method: http.MethodPut, Path: "/v1/kv/" + key, Body: value})
 		if err == nil && a.Status >= 300 {
 			err = fmt.Errorf("%d: %s", a.Status, a.Body)
 		}
@@ -89,7 +89,7 @@ func takeSnapshot(t *testing.T, c *Cluster, n *Node, least uint64) {
 	c.Await(30*time.Second, "a snapshot on "+n.ID, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		a, err := c.Do(ctx, n, http.MethodPost, "/v1/snapshot", nil, nil)
+		a, err := c.Do(ctx, n, Request{Method: http.MethodPost, Path: "/v1/snapshot"})
 		if err == nil && a.Status != 200 {
 			err = fmt.Errorf("%d: %s", a.Status, a.Body)
 		}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -222,8 +223,16 @@ func (c Config) options() badger.Options {
 }
 
 // openDB does everything between a folder and an open Badger: space, table check,
-// recovery open, real open.
+// recovery open, real open. Errors about what is in the files match ErrCorrupt.
 func openDB(c Config) (*badger.DB, error) {
+	db, err := openFiles(c)
+	if errors.Is(err, badgerkit.ErrCorrupt) {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return db, err
+}
+
+func openFiles(c Config) (*badger.DB, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -242,9 +251,15 @@ func openDB(c Config) (*badger.DB, error) {
 	}
 	o := c.options()
 	// Invariant B1: two crashes in a row lose data unless the replay is done by an
-	// open that cannot flush in its middle. The real open verifies the tables.
-	if err := badgerkit.Recover(o.WithChecksumVerificationMode(options.NoVerification)); err != nil {
+	// open that cannot flush in its middle. It verifies the tables too, so that the
+	// real open need not read everything once more.
+	if err := badgerkit.Recover(o); err != nil {
 		return nil, err
 	}
-	return badger.OpenManaged(o)
+	var db *badger.DB
+	err = badgerkit.Guard(o, func() (err error) {
+		db, err = badger.OpenManaged(o.WithChecksumVerificationMode(options.NoVerification))
+		return err
+	})
+	return db, err
 }

@@ -26,6 +26,9 @@ var (
 	ErrHeld = errors.New("held by an export")
 	// ErrInvalid: the caller broke a limit or an order; nothing was written.
 	ErrInvalid = errors.New("invalid write")
+	// ErrCorrupt: files of the database are damaged or missing. What is in the folder
+	// cannot be relied on any more; an I/O error is never this.
+	ErrCorrupt = errors.New("data store is corrupt")
 	// ErrFatal: an earlier error was final; the process must exit.
 	ErrFatal = errors.New("engine failed")
 )
@@ -77,7 +80,7 @@ const unpublished = math.MaxUint64
 // space and table files, does the recovery open, and starts the upkeep. It blocks
 // for as long as the replay of a few memtables takes. Until the first Publish a
 // reader may be opened at any revision, so that the caller can look what is there;
-// until the first SetDiscard nothing is discarded.
+// until the first SetDiscard nothing is discarded. Damaged files are ErrCorrupt.
 func Open(cfg Config) (*Engine, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err

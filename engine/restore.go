@@ -182,7 +182,7 @@ func (w *RestoreWriter) check() error {
 		return err
 	}
 	if n != w.count {
-		return fmt.Errorf("%d records were written and %d are there", w.count, n)
+		return fmt.Errorf("%w: %d records were written and %d are there", ErrCorrupt, w.count, n)
 	}
 	return nil
 }

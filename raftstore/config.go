@@ -85,12 +85,14 @@ type seams struct {
 	wrap func(name string, in inner) inner                  // around each BadgerStore
 	tune func(name string, o badger.Options) badger.Options // the options of the real open
 	free func(dir string) (uint64, error)                   // instead of statfs
+
+	fileWritten func() error // between the file of votes and Badger, in each stable write
 }
 
 // withDefaults checks c and fills in what is zero.
 func (c Config) withDefaults() (Config, error) {
 	if c.Dir == "" {
-		return c, errors.New("Dir is missing")
+		return c, errors.New("the folder is missing")
 	}
 	if c.OnFatal == nil {
 		return c, errors.New("OnFatal is missing")

@@ -49,6 +49,11 @@ func (d *database) recover(inspect func(*badger.DB) error) error {
 	if err == nil {
 		err = badgerkit.RecoverInspect(d.opt, inspect) // Invariant B1
 	}
+	return damage(err)
+}
+
+// damage makes an error about damaged files match ErrCorrupt.
+func damage(err error) error {
 	if errors.Is(err, badgerkit.ErrCorrupt) {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -65,14 +70,29 @@ func (d *database) open() error {
 	if d.seams.tune != nil {
 		opt = d.seams.tune(d.name, opt)
 	}
-	in, db, err := openInner(opt)
-	if err != nil {
+	var in inner
+	var db *badger.DB
+	if err := badgerkit.Guard(opt, func() (err error) {
+		in, db, err = openInner(opt)
 		return err
+	}); err != nil {
+		return damage(fmt.Errorf("open %s: %w", d.name, err))
 	}
 	if d.seams.wrap != nil {
 		in = d.seams.wrap(d.name, in)
 	}
 	d.in, d.db = in, db
+	return nil
+}
+
+// alive is nil unless the store was closed or has latched. It takes no lock.
+func (d *database) alive() error {
+	if err := d.latch.err(); err != nil {
+		return err
+	}
+	if d.closing.Load() {
+		return ErrClosed
+	}
 	return nil
 }
 
@@ -114,14 +134,20 @@ func (d *database) write(what string, f func(inner) error) error {
 	return d.latch.err()
 }
 
-// read runs f. Its errors are the caller's to judge.
-func (d *database) read(f func(inner) error) error {
+// read runs f. Its errors are the caller's to judge; a panic over what is read is one that matches
+// ErrCorrupt.
+func (d *database) read(f func(inner) error) (err error) {
 	d.life.RLock()
 	defer d.life.RUnlock()
 	if err := d.usable(); err != nil {
 		return err
 	}
 	d.reads.Add(1)
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %s: reading panics: %v", ErrCorrupt, d.name, p)
+		}
+	}()
 	return f(d.in)
 }
 
@@ -154,7 +180,7 @@ func (d *database) collect(stop <-chan struct{}) {
 		case errors.Is(err, ErrClosed), errors.Is(err, ErrFailed), errors.Is(err, badger.ErrRejected):
 			return
 		default:
-			d.latch.trip(fmt.Errorf("%s: collect value log: %w", d.name, err))
+			_ = d.latch.trip(fmt.Errorf("%s: collect value log: %w", d.name, err))
 			return
 		}
 	}
@@ -195,6 +221,18 @@ func (d *database) replace() error {
 		return d.latch.trip(fmt.Errorf("%s: drop everything: %w", d.name, err))
 	}
 	return nil
+}
+
+// discard drops the folder of a database that is not open, so that open makes a new one. A crash leaves all
+// of it or nothing.
+func (d *database) discard() error {
+	if _, err := os.Lstat(d.opt.Dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err := d.renameAway(); err != nil {
+		return fmt.Errorf("discard %s: %w", d.name, err)
+	}
+	return d.removeDeleted()
 }
 
 // deletedName is the pattern of folders on their way out.

@@ -14,8 +14,8 @@ var (
 	// are gone: the node must not vote under its identity again and is re-seeded as a new server.
 	ErrHole = errors.New("raft log has a hole")
 
-	// ErrCorrupt says that table files, or what was read from them, are damaged. The same follows as for
-	// ErrHole.
+	// ErrCorrupt says that files, or what was read from them, are damaged or older than they can be. The
+	// same follows as for ErrHole.
 	ErrCorrupt = errors.New("raft store is corrupt")
 
 	// ErrNotContiguous refuses an append that does not continue the log. Nothing was written.

@@ -37,7 +37,7 @@ func (l *logStore) IsMonotonic() bool { return true }
 
 // FirstIndex is the lowest index in the log, 0 if it is empty. Invariant 3: from memory.
 func (l *logStore) FirstIndex() (uint64, error) {
-	if err := l.alive(); err != nil {
+	if err := l.db.alive(); err != nil {
 		return 0, err
 	}
 	return l.bounds.Load().first, nil
@@ -45,28 +45,17 @@ func (l *logStore) FirstIndex() (uint64, error) {
 
 // LastIndex is the highest index in the log, 0 if it is empty. Invariant 3: from memory.
 func (l *logStore) LastIndex() (uint64, error) {
-	if err := l.alive(); err != nil {
+	if err := l.db.alive(); err != nil {
 		return 0, err
 	}
 	return l.bounds.Load().last, nil
 }
 
-// alive is nil unless the store was closed or has latched.
-func (l *logStore) alive() error {
-	if err := l.db.latch.err(); err != nil {
-		return err
-	}
-	if l.db.closing.Load() {
-		return ErrClosed
-	}
-	return nil
-}
-
 // GetLog reads the entry at index into out. Data and extensions may be shared with other readers and must
 // not be changed. raft.ErrLogNotFound means that index is outside the log. An entry that should be there
-// and is not, or cannot be read, latches the store.
+// and is not, or cannot be read, latches the store with an error that matches ErrCorrupt.
 func (l *logStore) GetLog(index uint64, out *raft.Log) error {
-	if err := l.alive(); err != nil {
+	if err := l.db.alive(); err != nil {
 		return err
 	}
 	if !l.has(index) {
@@ -88,7 +77,8 @@ func (l *logStore) GetLog(index uint64, out *raft.Log) error {
 	case !l.has(index):
 		return raft.ErrLogNotFound // deleted meanwhile
 	case errors.Is(err, raft.ErrLogNotFound):
-		return l.db.latch.trip(fmt.Errorf("%w: no entry %d", ErrHole, index))
+		// A damaged block of a table can look like this too.
+		return l.db.latch.trip(fmt.Errorf("%w: %w: no entry %d", ErrHole, ErrCorrupt, index))
 	case err == nil:
 		return l.db.latch.trip(fmt.Errorf("%w: entry %d reads as entry %d", ErrCorrupt, index, fresh.Index))
 	default:
@@ -109,7 +99,7 @@ func (l *logStore) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft.Lo
 // one Badger transaction is written as several, in order, so a crash leaves a prefix of it. The entries
 // are kept in the cache: their bytes must not be changed afterwards. Every other error is final.
 func (l *logStore) StoreLogs(logs []*raft.Log) error {
-	if err := l.alive(); err != nil {
+	if err := l.db.alive(); err != nil {
 		return err
 	}
 	if len(logs) == 0 {
@@ -224,7 +214,7 @@ func (l *logStore) DeleteRange(lo, hi uint64) error {
 func (l *logStore) deleteSome(lo, hi uint64) (more bool, err error) {
 	l.db.writeMu.Lock()
 	defer l.db.writeMu.Unlock()
-	if err := l.alive(); err != nil {
+	if err := l.db.alive(); err != nil {
 		return false, err
 	}
 	b := *l.bounds.Load()
@@ -278,7 +268,7 @@ func (l *logStore) deleteSuffixLocked(lo uint64) error {
 func (l *logStore) dropAllLocked() error {
 	b := *l.bounds.Load()
 	if b.last == 0 {
-		return l.alive()
+		return l.db.alive()
 	}
 	if b.last-b.first < deleteChunk {
 		l.publish(bounds{})

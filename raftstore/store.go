@@ -37,8 +37,8 @@ type Store struct {
 // happened: it blocks for the replay of both databases (well below a second) and a walk over the keys of
 // the log (about four million a second).
 //
-// Errors matching ErrHole or ErrCorrupt mean that acknowledged entries or votes are lost: the node must
-// come back as a new server. ErrDiskFull means that space has to be freed first.
+// Errors matching ErrHole or ErrCorrupt mean that acknowledged entries or votes are lost, or that files are
+// damaged, so that they may be: the node must come back as a new server. I/O errors never match them. ErrDiskFull means that space has to be freed first.
 func Open(cfg Config) (*Store, error) {
 	s, err := open(cfg)
 	if err != nil {
@@ -69,7 +69,8 @@ func open(cfg Config) (*Store, error) {
 		threshold: s.logDB.opt.ValueThreshold,
 	}
 	s.logs.bounds.Store(&bounds{})
-	s.stable = &stableStore{db: s.stabDB}
+	s.stable = &stableStore{db: s.stabDB, file: votesFile{dir: cfg.Dir}, log: cfg.Logger, fileWritten: cfg.seams.fileWritten}
+	s.stable.current.Store(&votes{})
 
 	if err := makeDir(cfg.Dir); err != nil {
 		return nil, err
@@ -91,14 +92,11 @@ func open(cfg Config) (*Store, error) {
 	}); err != nil {
 		return nil, err
 	}
-	if err := s.stabDB.recover(nil); err != nil {
+	if err := s.stable.open(); err != nil {
 		return nil, err
 	}
 	if err := s.logDB.open(); err != nil {
-		return nil, fmt.Errorf("log: %w", err)
-	}
-	if err := s.stabDB.open(); err != nil {
-		return nil, errors.Join(fmt.Errorf("stable: %w", err), s.logDB.close())
+		return nil, errors.Join(err, s.stabDB.close())
 	}
 	if err := s.logs.load(found); err != nil {
 		return nil, errors.Join(err, s.logDB.close(), s.stabDB.close())
@@ -200,7 +198,7 @@ func (s *Store) watch() {
 		}
 		for _, d := range []*database{s.logDB, s.stabDB} {
 			if p := d.pendingFor(); p > s.cfg.StallTimeout {
-				s.latch.trip(fmt.Errorf("%w: %s has been writing for %v", ErrStalled, d.name, p.Round(time.Millisecond)))
+				_ = s.latch.trip(fmt.Errorf("%w: %s has been writing for %v", ErrStalled, d.name, p.Round(time.Millisecond)))
 			}
 		}
 		if s.latch.err() != nil {

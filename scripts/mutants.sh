@@ -18,6 +18,7 @@ table='
 mutant_no_recovery_open         ./raftstore  TestTwoCrashesInARow
 mutant_ascending_suffix         ./raftstore  TestSuffixDeletionCrash
 mutant_no_latch                 ./raftstore  TestENOSPCLatch
+mutant_single_vote_copy         ./raftstore  TestLostVoteIsNoticed
 mutant_torn_export              ./engine     TestExportIsOneRevision
 mutant_torn_snapshot            ./snapshot   TestSnapshotIsNotTorn
 mutant_writer_failure_ignored   ./snapshot   TestFailingWriter

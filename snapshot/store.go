@@ -100,8 +100,8 @@ type Store struct {
 
 // OpenStore opens the current generation and its database, or creates the first one
 // in an empty folder, and deletes what an interrupted install has left behind. Only
-// one process may have it open. A pointer, label or folder that doesn't check out is
-// a corruption error, and nothing is deleted then.
+// one process may have it open. A pointer, label, folder or database that doesn't check
+// out is a corruption error, and no generation is deleted then.
 func OpenStore(cfg StoreConfig) (*Store, error) {
 	if cfg.StallTimeout <= 0 {
 		cfg.StallTimeout = DefaultStallTimeout
@@ -147,6 +147,11 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 		}
 	}
 	if g.eng, err = engine.Open(s.engineConfig(g.dir)); err != nil {
+		if errors.Is(err, engine.ErrCorrupt) {
+			e := corrupt("the database in %s is damaged; wipe the data folder so that the server rejoins as a new one", g.dir)
+			e.Err = err
+			err = e
+		}
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
 	s.current = g

@@ -276,6 +276,7 @@ func TestOpenStoreRefusesDamage(t *testing.T) {
 		"pointer empty":       func(dir string) error { return os.WriteFile(filepath.Join(dir, currentName), nil, 0o600) },
 		"generation lost":     func(dir string) error { return os.RemoveAll(filepath.Join(dir, name)) },
 		"label damaged":       garbage(filepath.Join(name, labelName)),
+		"database damaged":    garbage(filepath.Join(name, dbName, "MANIFEST")),
 		"database lost":       func(dir string) error { return os.RemoveAll(filepath.Join(dir, name, dbName)) },
 		"pointer elsewhere":   func(dir string) error { return writeCurrent(dir, newGenerationName()) },
 		"pointer out of here": func(dir string) error { return writeCurrent(dir, "../"+name) },

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 
 	badger "github.com/dgraph-io/badger/v2"
-	"github.com/dgraph-io/badger/v2/y"
+	"github.com/dgraph-io/badger/v2/options"
 )
 
 const (
@@ -34,41 +34,70 @@ const (
 // It blocks for one replay and one flush (about a third of a second after a crash under full load).
 // Its memtable is address space, touched only as far as there is something to replay; call it before a
 // memory limit is set. Managed and ordinary databases are both fine: no version is ever discarded in it.
-// An error means that the database must not be opened; it matches ErrCorrupt if a table is damaged.
+//
+// Before that it reads all tables and checks them, and looks at the value log, so that a caller's own open
+// need not verify tables again. An error means that the database must not be opened. Whatever says that its
+// files are damaged matches ErrCorrupt, a panic of Badger over them included; errors of the environment
+// (see Guard) do not.
+//
+// It is for databases that may have been written without SyncWrites: what a crash left of the newest writes
+// is taken as it is, and how much there must be is the caller's to know.
 func Recover(opt badger.Options) error {
-	return RecoverInspect(opt, nil)
+	return recovery{opt: opt}.run()
 }
 
-// RecoverInspect is Recover with a look inside: once everything is replayed, and before the database is
-// closed, inspect is called with it, for reading only (db.View). An error of inspect is returned after
-// the close. inspect is not called for a missing or empty folder.
+// RecoverInspect is Recover for a database that is never written without SyncWrites, with a look inside.
+// Nothing that was acknowledged can be missing there, so a value log that breaks off in any other way than
+// in its last write matches ErrCorrupt. Once everything is replayed, and before the database is closed,
+// inspect is called with it, for reading only (db.View). An error of inspect is returned after the close.
+// inspect may be nil; it is not called for a missing or empty folder.
 func RecoverInspect(opt badger.Options, inspect func(*badger.DB) error) error {
-	present, err := exists(opt)
+	return recovery{opt: opt, synced: true, inspect: inspect}.run()
+}
+
+// recovery is one recovery open.
+type recovery struct {
+	opt     badger.Options
+	synced  bool // never written without SyncWrites
+	inspect func(*badger.DB) error
+}
+
+func (r recovery) run() error {
+	present, err := exists(r.opt)
+	if err == nil && present && !mutantNoRecoveryOpen {
+		err = r.open()
+	}
 	if err != nil {
-		return fmt.Errorf("recover %s: %w", opt.Dir, err)
+		return fmt.Errorf("recover %s: %w", r.opt.Dir, err)
 	}
-	if !present {
-		return nil
+	return nil
+}
+
+func (r recovery) open() error {
+	if err := verifyTables(r.opt); err != nil {
+		return err
 	}
-	if mutantNoRecoveryOpen {
-		return nil
+	if !WasCleanClose(r.opt.Dir) { // else there is nothing to replay
+		if err := checkValueLogs(r.opt, r.synced); err != nil {
+			return err
+		}
 	}
-	ropt, err := recoveryOptions(opt)
+	ropt, err := recoveryOptions(r.opt)
 	if err != nil {
-		return fmt.Errorf("recover %s: %w", opt.Dir, err)
+		return err
 	}
 
 	// Invariant B1: managed mode, because there the discard timestamp is zero after an open, so whatever
 	// the database is, the recovery open drops none of its history.
-	db, err := badger.OpenManaged(ropt)
-	if errors.Is(err, y.ErrChecksumMismatch) {
-		return fmt.Errorf("recover %s: %w: open: %w", opt.Dir, ErrCorrupt, err)
+	var db *badger.DB
+	if err := Guard(ropt, func() (err error) {
+		db, err = badger.OpenManaged(ropt)
+		return err
+	}); err != nil {
+		return fmt.Errorf("open: %w", err)
 	}
-	if err != nil {
-		return fmt.Errorf("recover %s: open: %w", opt.Dir, err)
-	}
-	if inspect != nil {
-		err = inspect(db)
+	if r.inspect != nil {
+		err = r.inspect(db)
 	}
 	// Invariant B8: Close does not sync the value log, and the flush in Close records a head at its very
 	// end; a head beyond what is on disk would be a hole after a power cut.
@@ -78,10 +107,7 @@ func RecoverInspect(opt badger.Options, inspect func(*badger.DB) error) error {
 	if cerr := db.Close(); cerr != nil && err == nil {
 		err = fmt.Errorf("close: %w", cerr)
 	}
-	if err != nil {
-		return fmt.Errorf("recover %s: %w", opt.Dir, err)
-	}
-	return nil
+	return err
 }
 
 // recoveryOptions turns the options of the real open into those of the recovery open.
@@ -111,6 +137,7 @@ func recoveryOptions(opt badger.Options) (badger.Options, error) {
 
 	opt.ReadOnly = false
 	opt.Truncate = true
+	opt.ChecksumVerificationMode = options.NoVerification // verifyTables has read all of them
 	return opt, nil
 }
 

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	badger "github.com/dgraph-io/badger/v2"
 )
 
 // ErrCorrupt is matched by every error that says that the files of a database are damaged or not what its
@@ -41,7 +39,7 @@ func CheckTables(dir string, cleanClose bool) error {
 	if err != nil {
 		return fmt.Errorf("check tables: %w", err)
 	}
-	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
+	manifest, err := readManifest(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		// Badger makes its manifest durable before any other file, so it cannot be the one that a crash
 		// left out. Opening now would start an empty database over the remains.
@@ -53,11 +51,6 @@ func CheckTables(dir string, cleanClose bool) error {
 	}
 	if err != nil {
 		return fmt.Errorf("check tables: %w", err)
-	}
-	defer f.Close()
-	manifest, _, err := badger.ReplayManifestFile(f)
-	if err != nil {
-		return fmt.Errorf("check tables: %w: read manifest of %s: %w", ErrCorrupt, dir, err)
 	}
 
 	var missing, unnamed []uint64

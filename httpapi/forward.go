@@ -26,25 +26,41 @@ const relayBufferBytes = 64 << 10
 // forwarder sends requests on to the leader over its own few, long-lived
 // connections.
 type forwarder struct {
-	transport *http.Transport
+	direct    *direct         // small requests
+	transport *http.Transport // all others
 }
 
 func newForwarder(conns int, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *forwarder {
-	return &forwarder{transport: &http.Transport{
+	return &forwarder{direct: newDirect(conns, dial), transport: &http.Transport{
 		DialContext:         dial,
 		MaxConnsPerHost:     conns,
 		MaxIdleConnsPerHost: conns,
-		// Shorter than any server's: a request must not meet a connection that the leader is
-		// just closing, because then its fate would be unknown.
-		IdleConnTimeout:    30 * time.Second,
-		DisableCompression: true,
-		ForceAttemptHTTP2:  false,
-		WriteBufferSize:    16 << 10,
-		ReadBufferSize:     16 << 10,
+		IdleConnTimeout:     forwardIdle,
+		DisableCompression:  true,
+		ForceAttemptHTTP2:   false,
+		WriteBufferSize:     forwardBufferSize,
+		ReadBufferSize:      forwardBufferSize,
 	}}
 }
 
-func (f *forwarder) close() { f.transport.CloseIdleConnections() }
+func (f *forwarder) close() {
+	f.direct.close()
+	f.transport.CloseIdleConnections()
+}
+
+// roundTrip sends req once. sent is set once bytes may have reached the leader.
+func (f *forwarder) roundTrip(req *http.Request, sent *atomic.Bool) (*http.Response, error) {
+	if directForwards && req.URL.Scheme == "http" && req.ContentLength <= directBodyBytes {
+		return f.direct.roundTrip(req, sent)
+	}
+	trace := &httptrace.ClientTrace{
+		// The transport begins anew by itself only if nothing was written, or for a method
+		// that is safe to repeat.
+		GetConn: func(string) { sent.Store(false) },
+		GotConn: func(httptrace.GotConnInfo) { sent.Store(true) },
+	}
+	return f.transport.RoundTrip(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
+}
 
 // worthRetry reports whether err says that the request was not done because there is,
 // or was, no leader to do it.
@@ -199,20 +215,19 @@ func (x *exchange) forward(ctx context.Context, addr string, body []byte) (relay
 	}
 	began := time.Now()
 	var sent atomic.Bool
-	trace := &httptrace.ClientTrace{
-		// The transport begins anew by itself only if nothing was written, or for a method
-		// that is safe to repeat.
-		GetConn: func(string) { sent.Store(false) },
-		GotConn: func(httptrace.GotConnInfo) { sent.Store(true) },
+	rctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if t := x.s.tenures.of(addr); t != nil {
+		defer context.AfterFunc(t.ctx, cancel)()
 	}
-	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), x.r.Method, u.String(), bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(rctx, x.r.Method, u.String(), bytes.NewReader(body))
 	if err != nil {
 		return false, err
 	}
 	req.URL = u
 	x.forwardHeaders(ctx, req.Header)
 
-	resp, err := x.s.forward.transport.RoundTrip(req)
+	resp, err := x.s.forward.roundTrip(req, &sent)
 	if err != nil {
 		return false, x.lostForward(ctx, err, sent.Load())
 	}

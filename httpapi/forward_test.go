@@ -431,3 +431,26 @@ func TestLeaderAddresses(t *testing.T) {
 		}
 	}
 }
+
+// A write that hangs at a leader that is frozen, or cut off, ends soon after another
+// one leads, though its own timeout is far away.
+func TestForwardToDeposedLeaderEnds(t *testing.T) {
+	p := newPair(t)
+	stop := make(chan struct{})
+	var watching sync.WaitGroup
+	addr, requests := faultyLeader(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
+	p.asked.cluster.lead("n2", addr)
+	watching.Go(func() { p.asked.srv.tenures.watch(p.asked.cluster, stop) })
+	defer watching.Wait()
+	defer close(stop)
+	eventually(t, "the tenure is known", func() bool { return p.asked.srv.tenures.of(addr) != nil })
+	done := make(chan *httptest.ResponseRecorder)
+	start := time.Now()
+	go func() { done <- p.asked.do(t, "PUT", "/v1/kv/a?timeout=60s", "v") }()
+	eventually(t, "the leader was asked", func() bool { return requests.Load() == 1 })
+	p.asked.cluster.lead("n3", p.addr)
+	pr := wantProblem(t, <-done, 504, kv.CodeOutcomeUnknown)
+	if pr.Outcome != kv.OutcomeUnknown || time.Since(start) > 30*time.Second {
+		t.Errorf("outcome %q after %v", pr.Outcome, time.Since(start))
+	}
+}

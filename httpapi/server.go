@@ -19,6 +19,7 @@ type Server struct {
 	metrics   *metrics
 	admission *admission
 	forward   *forwarder
+	tenures   tenures
 	// crossOrigin tells a browser's request made for another site.
 	crossOrigin *http.CrossOriginProtection
 	// settingsLock holds one token: a change of the settings reads, changes and proposes.
@@ -74,6 +75,7 @@ func (s *Server) Handler() http.Handler { return s.handler }
 func (s *Server) Serve(l net.Listener) error {
 	s.serving.Add(1)
 	defer s.serving.Done()
+	s.serving.Go(func() { s.tenures.watch(s.cfg.Cluster, s.stopping) })
 	limited := newLimitListener(l, s.cfg.MaxConns, s.metrics.connections, s.metrics.refused)
 	defer limited.wait()
 	err := s.http.Serve(limited)

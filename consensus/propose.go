@@ -31,6 +31,13 @@ const (
 	// proposeWindow is how many entries of coalesced commands are in flight at once:
 	// the next is written to the leader's disk while the followers write the last.
 	proposeWindow = 2
+	// lightFlight and fullBatch decide whether the window's second place is used: with
+	// less than lightFlight commands in flight a new one need not wait for them; with
+	// more, what comes gathers until they are done or fullBatch of them wait. Every
+	// entry costs each server a round of its own, so a busy cluster is faster with few
+	// big ones.
+	lightFlight = 4
+	fullBatch   = 128
 	// chunkWindow is how many chunk entries of one big command are in flight.
 	chunkWindow = 4
 	// bigCommands is how many commands in chunks are proposed at a time.
@@ -71,6 +78,7 @@ type outcome struct {
 type queue struct {
 	mu        sync.Mutex
 	waiting   []*proposal
+	flying    int           // commands in entries that are in flight
 	wake      chan struct{} // one token per sealer at most
 	inflight  atomic.Int64  // bytes between Propose and the end of their entry
 	limit     int64
@@ -114,6 +122,30 @@ func (q *queue) signal() {
 func (q *queue) take() (batch []*proposal, more bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	return q.takeLocked()
+}
+
+// fly is take for an entry that will be in flight until land; it takes nothing while
+// it is better to wait. Whoever lands must call it again: nobody else does.
+func (q *queue) fly() (batch []*proposal, more bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.flying >= lightFlight && len(q.waiting) < fullBatch {
+		return nil, false
+	}
+	batch, more = q.takeLocked()
+	q.flying += len(batch)
+	return batch, more
+}
+
+// land ends the flight of n commands.
+func (q *queue) land(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.flying -= n
+}
+
+func (q *queue) takeLocked() (batch []*proposal, more bool) {
 	size, n := 0, 0
 	for _, p := range q.waiting {
 		cost := len(p.cmd) + perCommandBytes
@@ -205,7 +237,7 @@ func (c *Consensus) runSealer() {
 			return
 		}
 		for {
-			batch, more := c.queue.take()
+			batch, more := c.queue.fly()
 			if len(batch) == 0 {
 				break
 			}
@@ -213,6 +245,7 @@ func (c *Consensus) runSealer() {
 				c.queue.signal()
 			}
 			c.proposeBatch(batch)
+			c.queue.land(len(batch))
 		}
 	}
 }

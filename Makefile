@@ -4,13 +4,14 @@ GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOLANGCI := bin/golangci-lint
 # Arguments of `make bench`; see docs/benchmarks.md.
-BENCH    ?= -clients 1,64 -value-size 256 -duration 10s
+BENCH      ?= -clients 1,64 -value-size 256 -duration 10s
+BENCH_ETCD ?= -clients 1,64 -value-size 256 -duration 5s -rounds 5
 
 .DEFAULT_GOAL := help
-.PHONY: help build run check lint test race fault mutants smoke bench image clean
+.PHONY: help build run check lint test race fault mutants smoke bench bench-etcd image clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## compile bin/sett, static
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/sett ./cmd/sett
@@ -48,6 +49,11 @@ smoke: ## the cluster in containers, through a bad day
 
 bench: build ## throughput and latency of three real processes
 	$(GO) run ./scripts/bench $(BENCH)
+
+# etcd comes from a module of its own, so that it adds nothing to Sett's.
+bench-etcd: build ## the same in turn with etcd, and the ratios
+	$(GO) -C scripts/bench/etcd build -o ../../../bin/bench-etcd .
+	$(GO) run ./scripts/bench $(BENCH_ETCD) -etcd bin/bench-etcd
 
 image: build ## the container image, from bin/sett
 	docker build --target prebuilt --tag sett:$(VERSION) --tag sett:dev .

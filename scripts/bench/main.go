@@ -29,6 +29,8 @@ type options struct {
 	clients    []int
 	etcd       string
 	rounds     int
+
+	restartKeys int
 }
 
 func main() {
@@ -42,6 +44,7 @@ func main() {
 	flag.StringVar(&clients, "clients", "1,64", "how many clients at once, one measurement each")
 	flag.StringVar(&o.etcd, "etcd", "", "compare with etcd: the binary made of ./etcd")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each side is measured in a comparison")
+	flag.IntVar(&o.restartKeys, "restart", 0, "measure instead how soon nodes with this many keys are ready again after kill -9")
 	flag.Parse()
 	for _, text := range strings.Split(clients, ",") {
 		n, err := strconv.Atoi(text)
@@ -60,6 +63,9 @@ func main() {
 }
 
 func run(ctx context.Context, o options) (err error) {
+	if o.restartKeys > 0 {
+		return measureRestart(ctx, o)
+	}
 	soon, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	urls := strings.Split(o.endpoints, ",")

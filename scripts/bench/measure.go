@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -70,8 +68,8 @@ func (m measurement) run(ctx context.Context) result {
 }
 
 func (m measurement) client(ctx context.Context, number int) result {
-	c := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}, Timeout: 10 * time.Second}
-	defer c.CloseIdleConnections()
+	c := newClient(m.urls[number%len(m.urls)])
+	defer c.close()
 	rng := rand.New(rand.NewPCG(uint64(number), 1))
 	value := make([]byte, m.options.valueBytes)
 	var r result
@@ -79,9 +77,9 @@ func (m measurement) client(ctx context.Context, number int) result {
 		for i := range value {
 			value[i] = byte('a' + rng.IntN(26))
 		}
-		url := fmt.Sprintf("%s/v1/kv/bench/%08d%s", m.urls[number%len(m.urls)], rng.IntN(m.options.keys), m.op.query)
+		target := fmt.Sprintf("/v1/kv/bench/%08d%s", rng.IntN(m.options.keys), m.op.query)
 		began := time.Now()
-		err := m.once(c, url, value)
+		err := c.do(m.op.method, target, value)
 		took := time.Since(began)
 		switch {
 		case ctx.Err() != nil:
@@ -93,27 +91,4 @@ func (m measurement) client(ctx context.Context, number int) result {
 		}
 	}
 	return r
-}
-
-func (m measurement) once(c *http.Client, url string, value []byte) error {
-	var body io.Reader
-	if m.op.method == http.MethodPut {
-		body = bytes.NewReader(value)
-	}
-	req, err := http.NewRequest(m.op.method, url, body)
-	if err != nil {
-		return err
-	}
-	resp, err := c.Do(req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }() // read to its end below
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		return err
-	}
-	if resp.StatusCode >= 400 && resp.StatusCode != http.StatusNotFound {
-		return fmt.Errorf("%s", resp.Status)
-	}
-	return nil
 }

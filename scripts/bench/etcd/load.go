@@ -111,11 +111,14 @@ func ready(ctx context.Context, c *clientv3.Client) error {
 	}
 }
 
+// work is one client's part.
 type work struct {
 	number int
-	end    time.Time
+	end    time.Time // no request begins after it
 }
 
+// client makes one request after the other. The last one is waited for: etcd's client
+// logs each that is cut off.
 func (l load) client(ctx context.Context, c *clientv3.Client, w work) (latencies []time.Duration, errs int) {
 	rng := rand.New(rand.NewPCG(uint64(w.number), 1))
 	value := make([]byte, l.valueBytes)
@@ -134,6 +137,7 @@ func (l load) client(ctx context.Context, c *clientv3.Client, w work) (latencies
 		took := time.Since(began)
 		switch {
 		case ctx.Err() != nil:
+			// Cut off by Ctrl-C.
 		case err != nil:
 			errs++
 		default:

@@ -22,7 +22,7 @@ func runNode(ctx context.Context, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	cfg.LogLevel = "error"
+	cfg.LogLevel = "fatal"
 	for _, u := range []struct {
 		text string
 		to   []*[]url.URL

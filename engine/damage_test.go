@@ -13,9 +13,9 @@ import (
 )
 
 // TestFlippedBytes: whatever byte of whatever file is damaged, and however the files are
-// written, an open reports ErrCorrupt or succeeds; no other error comes out, no panic,
-// and no entry that is in a table is missing. (How much of the newest, unsynced writes
-// must be there is the state machine's to check.)
+// written, an open reports ErrCorrupt or succeeds; no other error comes out, and no
+// panic. (How much of the newest, unsynced writes must be there is the state machine's
+// to check.)
 func TestFlippedBytes(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)

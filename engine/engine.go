@@ -97,6 +97,7 @@ func Open(cfg Config) (*Engine, error) {
 	e.pins.init()
 	e.upkeep.init()
 	e.checkSpace()
+	e.checkSpace()
 	e.tasks.Go(func() { e.watch(ctx) })
 	if cfg.GCEnabled {
 		e.tasks.Go(func() { e.collect(ctx) })

@@ -94,9 +94,10 @@ func (u *upkeep) writtenUpTo(ts uint64) uint64 {
 	return n
 }
 
-// watch looks after free space, stalled commits and old readers.
+// watch looks after free space, stalled commits and old readers. Open has looked at the
+// space already.
 func (e *Engine) watch(ctx context.Context) {
-	for {
+	for wait(ctx, e.cfg.pollInterval) {
 		e.checkSpace()
 		if d := e.pipe.stalled(); d > e.cfg.StallTimeout {
 			e.latch(fmt.Errorf("a commit has made no progress for %v: the disk hangs or is full", d.Round(time.Second)))
@@ -107,9 +108,6 @@ func (e *Engine) watch(ctx context.Context) {
 			case e.upkeep.due <- struct{}{}:
 			default:
 			}
-		}
-		if !wait(ctx, e.cfg.pollInterval) {
-			return
 		}
 	}
 }

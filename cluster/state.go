@@ -198,8 +198,11 @@ func decodeState(raw []byte) (*durable, error) {
 	if e.SHA256 != hex.EncodeToString(sum[:]) {
 		return nil, errors.New("the checksum does not match")
 	}
-	if e.Version != stateVersion {
+	if e.Version > stateVersion {
 		return nil, fmt.Errorf("format version %d: %w", e.Version, kv.ErrUnknownVersion)
+	}
+	if e.Version < stateVersion {
+		return nil, fmt.Errorf("there never was a format version %d", e.Version)
 	}
 	d := &durable{}
 	if err := strictJSON(e.Body, d); err != nil {

@@ -33,6 +33,9 @@ const (
 	OpAppend OpKind = 4
 	OpTouch  OpKind = 5
 	OpGet    OpKind = 6
+	// OpRange reads, and OpDeleteRange deletes, the keys of a range.
+	OpRange       OpKind = 7
+	OpDeleteRange OpKind = 8
 )
 
 // String returns the operation's name as the HTTP API spells it.
@@ -50,14 +53,28 @@ func (k OpKind) String() string {
 		return "touch"
 	case OpGet:
 		return "get"
+	case OpRange:
+		return "range"
+	case OpDeleteRange:
+		return "delete"
 	}
 	return "invalid"
 }
 
+// MaxRangeLimit bounds the limit of a read of a range.
+const MaxRangeLimit = 10_000
+
+// MaxTouchedKeys is how many keys one transaction may change or read.
+const MaxTouchedKeys = 100_000
+
 // Op is one operation of a transaction. Which fields count depends on Kind.
 type Op struct {
 	Kind        OpKind
-	Key         string
+	Key         string        // not of a range
+	Range       Range         // range, delete range
+	Limit       int           // range: 1 to MaxRangeLimit; delete range: 0 (all of it, or the transaction fails) or how many at most
+	Reverse     bool          // range
+	KeysOnly    bool          // range
 	Value       []byte        // put, append
 	ContentType string        // put
 	TTL         time.Duration // put (0: never expires), touch (required)
@@ -109,7 +126,27 @@ type Txn struct {
 	If   []Cond
 	Then []Op
 	Else []Op
+	// Once, if its key is not empty, makes the transaction happen at most once.
+	Once Once
 }
+
+// MaxOnceKeyBytes bounds an idempotency key.
+const MaxOnceKeyBytes = 128
+
+// Once names a write, so that a repeat of it is answered as the first one was and
+// changes nothing. The state machine remembers the outcome for OnceWindow.
+type Once struct {
+	// Key is the idempotency key, of 1 to MaxOnceKeyBytes bytes beside what sets the
+	// keys of different callers apart.
+	Key string
+	// Request is a hash of all that makes the request what it is: the same key with
+	// another request is a conflict.
+	Request [32]byte
+}
+
+// OnceWindow is how long the outcome of a write with an idempotency key is remembered
+// at least, by the cluster clock.
+const OnceWindow = 10 * time.Minute
 
 // TxnResult is what the state machine decided about a Txn.
 type TxnResult struct {
@@ -123,6 +160,10 @@ type TxnResult struct {
 	FailedRevision Revision
 	// Ops has one result for each operation that was done, in order.
 	Ops []OpResult
+	// Replayed says that this is the remembered outcome of an earlier transaction with
+	// the same idempotency key, and nothing was changed now. It is set beside an error,
+	// too.
+	Replayed bool
 }
 
 // OpResult is the result of one Op.
@@ -132,12 +173,16 @@ type OpResult struct {
 	Created bool
 	// ModRevision is the key's revision after the operation.
 	ModRevision Revision
-	// Deleted is the number of keys that a delete removed.
+	// Deleted is the number of keys that a delete or delete range removed.
 	Deleted uint64
 	// Number is the value after an incr.
 	Number int64
 	// Item is the answer of a get, nil if the key is absent.
 	Item *Item
+	// Items is the answer of a range.
+	Items []Item
+	// More says that a range, or a limited delete range, has more keys than its limit.
+	More bool
 	// Previous is the item before the operation, nil if absent; set only if asked.
 	Previous *Item
 }
@@ -199,4 +244,23 @@ type Timing struct {
 	Replicate time.Duration
 	Apply     time.Duration
 	Read      time.Duration
+}
+
+// Pin holds history back from compaction: revisions from Revision on stay readable
+// until ExpiresAt, a cluster time.
+type Pin struct {
+	ID        string
+	Revision  Revision
+	ExpiresAt time.Time
+}
+
+// MaxPinTTL bounds how long a pin holds history.
+const MaxPinTTL = 24 * time.Hour
+
+// Compaction is the answer to a request to compact history.
+type Compaction struct {
+	// To is the oldest revision that is kept now.
+	To Revision
+	// HeldBy has the ids of the pins that kept it below what was asked for.
+	HeldBy []string
 }

@@ -26,6 +26,10 @@ type Iterator struct {
 	ended bool
 	err   error
 
+	// target is where Next goes if seeking.
+	target  []byte
+	seeking bool
+
 	// it is Badger's iterator, nil while parked; guarded by r.mu.
 	it *badger.Iterator
 	// item is the current one. Its memory is its own and survives it.
@@ -76,6 +80,29 @@ func (it *Iterator) Next() bool {
 	return !it.ended
 }
 
+// Seek makes the next call of Next go to the first key at or after key; in a reverse
+// scan to the first one before key. It only moves ahead: a key that the iterator has
+// passed changes nothing.
+func (it *Iterator) Seek(key []byte) {
+	if it.item != nil {
+		order := bytes.Compare(key, it.item.Key())
+		if order <= 0 && !it.opt.Reverse || order > 0 && it.opt.Reverse {
+			return
+		}
+	}
+	it.target = append(it.target[:0], key...)
+	it.seeking = true
+}
+
+// seekLocked carries out a Seek.
+func (it *Iterator) seekLocked() {
+	it.seeking = false
+	it.it.Seek(it.target)
+	for it.opt.Reverse && it.it.Valid() && bytes.Compare(it.it.Item().Key(), it.target) >= 0 {
+		it.it.Next()
+	}
+}
+
 func (it *Iterator) next() error {
 	r := it.r
 	if err := r.enter(); err != nil {
@@ -93,7 +120,12 @@ func (it *Iterator) next() error {
 		it.openLocked()
 	} else {
 		defer r.mu.Unlock()
-		it.it.Next()
+		if !it.seeking {
+			it.it.Next()
+		}
+	}
+	if it.seeking {
+		it.seekLocked()
 	}
 	if !it.it.Valid() {
 		it.endLocked()

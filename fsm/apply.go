@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ type batch struct {
 	f       *FSM
 	reader  *engine.Reader
 	overlay map[string]*record // nil record: deleted
+	once    onceOverlay
 }
 
 func (f *FSM) newBatch() (*batch, error) {
@@ -32,7 +34,7 @@ func (f *FSM) newBatch() (*batch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read revision %d: %w", f.rev, err)
 	}
-	return &batch{f: f, reader: r, overlay: map[string]*record{}}, nil
+	return &batch{f: f, reader: r, overlay: map[string]*record{}, once: newOnceOverlay()}, nil
 }
 
 func (b *batch) close() { b.reader.Close() }
@@ -47,11 +49,42 @@ func (b *batch) record(key string) (*record, error) {
 
 // load implements source.
 func (b *batch) load(key string, r *record) ([]byte, error) {
-	if r.loaded {
-		return r.value, nil
+	if o := b.overlay[key]; o != nil && o.mod == r.mod && o.loaded {
+		return o.value, nil
 	}
 	return readValue(b.reader, key, r)
 }
+
+// scan implements source. What the batch has written must be readable: see rebase.
+func (b *batch) scan(r kv.Range, reverse, values bool) recordScan {
+	start, end := dataRange(r)
+	return &diskScan{values: values, it: b.reader.Scan(engine.ScanOptions{Start: start, End: end, Reverse: reverse})}
+}
+
+// diskScan implements recordScan.
+type diskScan struct {
+	it     *engine.Iterator
+	values bool
+}
+
+func (s *diskScan) next() (string, *record, error) {
+	if !s.it.Next() {
+		return "", nil, s.it.Err()
+	}
+	r, err := decodeRecord(s.it.Value(), s.it.Version())
+	if err != nil {
+		return "", nil, damaged(err, "a key's record cannot be read")
+	}
+	switch {
+	case !s.values:
+		r.value, r.loaded = nil, false
+	case r.loaded:
+		r.value = bytes.Clone(r.value)
+	}
+	return string(s.it.Key()[1:]), r, nil
+}
+
+func (s *diskScan) close() { s.it.Close() }
 
 // ApplyBatch applies committed entries in order. Each entry of commands is answered
 // by one Result a command (a chunk that commits nothing: none). When it returns,
@@ -155,19 +188,39 @@ func (f *FSM) applyCommand(b **batch, pos position, cmd []byte) (Result, error) 
 		if done {
 			return Result{}, nil
 		}
-		return f.applyTxn(*b, pos, body)
+		return f.applyTxn(b, pos, body)
+	case cmdOnce:
+		if done {
+			return Result{}, nil
+		}
+		return f.applyOnce(b, pos, body)
 	case cmdExpire:
 		if done {
 			return Result{}, nil
 		}
-		return f.applyExpire(b, pos)
+		return f.applyExpire(b, pos, body)
 	case cmdCompact:
 		d := decoder{b: body}
-		rev := min(kv.Revision(d.uvarint()), f.rev)
+		rev := kv.Revision(d.uvarint())
 		if err := d.end(); err != nil {
 			return Result{}, fmt.Errorf("decode compact: %w", err)
 		}
-		f.small.compact = max(f.small.compact, rev)
+		r := Result{Txn: kv.TxnResult{Succeeded: true, Revision: f.rev}}
+		r.Compaction = f.small.compactTo(rev)
+		return r, nil
+	case cmdPin:
+		d := decoder{b: body}
+		rev, ttl := kv.Revision(d.uvarint()), d.uvarint()
+		if err := d.end(); err != nil {
+			return Result{}, fmt.Errorf("decode pin: %w", err)
+		}
+		r := Result{Txn: kv.TxnResult{Succeeded: true, Revision: f.rev}}
+		r.Pin, r.Err = f.small.pin(pos, rev, ttl)
+		return r, nil
+	case cmdUnpin:
+		if !f.small.unpin(string(body)) {
+			return Result{Err: kv.NotApplied(kv.CodeNotFound, "there is no such pin; it may have ended by itself"), Txn: kv.TxnResult{Revision: f.rev}}, nil
+		}
 	case cmdLead:
 		var c leadCommand
 		if err := json.Unmarshal(body, &c); err != nil {
@@ -206,30 +259,51 @@ func (f *FSM) applyCommand(b **batch, pos position, cmd []byte) (Result, error) 
 	return Result{Txn: kv.TxnResult{Succeeded: true, Revision: f.rev}}, nil
 }
 
-func (f *FSM) applyTxn(b *batch, pos position, body []byte) (Result, error) {
-	tx, err := decodeTxn(&decoder{b: body})
-	if err != nil {
+func (f *FSM) applyTxn(b **batch, pos position, body []byte) (Result, error) {
+	t, res, err := f.evaluate(b, body)
+	if err != nil || res.Err != nil {
+		return res, err
+	}
+	if err := f.commit(*b, t, pos, nil); err != nil {
 		return Result{}, err
 	}
-	t := newTxn(b, f.rev+1, f.small)
-	res, err := t.run(&tx)
+	res.Txn.Revision = f.rev
+	return res, nil
+}
+
+// evaluate decides about a transaction and changes nothing. Result.Err is the state
+// machine's decision against it; t is what is to be committed otherwise.
+func (f *FSM) evaluate(b **batch, body []byte) (t *txn, res Result, err error) {
+	tx, err := decodeTxn(&decoder{b: body})
+	if err != nil {
+		return nil, Result{}, err
+	}
+	if hasRanges(&tx) {
+		if err := f.rebase(b); err != nil {
+			return nil, Result{}, err
+		}
+	}
+	t = newTxn(*b, f.rev+1, f.small)
+	r, err := t.run(&tx)
 	if err != nil {
 		var e *kv.Error
 		if errors.As(err, &e) && e.Outcome == kv.OutcomeNotApplied {
-			return Result{Err: e, Txn: kv.TxnResult{Revision: f.rev}}, nil
+			return nil, Result{Err: e, Txn: kv.TxnResult{Revision: f.rev}}, nil
 		}
-		return Result{}, err
+		return nil, Result{}, err
 	}
-	if err := f.commit(b, t, pos); err != nil {
-		return Result{}, err
-	}
-	res.Revision = f.rev
-	return Result{Txn: res}, nil
+	r.Revision = f.rev
+	return t, Result{Txn: r}, nil
 }
 
 // applyExpire deletes the keys that are due, oldest first. It scans the expiry index,
 // so what the batch has written must be visible first.
-func (f *FSM) applyExpire(b **batch, pos position) (Result, error) {
+func (f *FSM) applyExpire(b **batch, pos position, body []byte) (Result, error) {
+	d := decoder{b: body}
+	limit := d.uvarint()
+	if err := d.end(); err != nil || limit < 1 || limit > MaxExpire {
+		return Result{}, fmt.Errorf("decode expire: %w", errMalformed)
+	}
 	if err := f.rebase(b); err != nil {
 		return Result{}, err
 	}
@@ -239,7 +313,7 @@ func (f *FSM) applyExpire(b **batch, pos position) (Result, error) {
 	low := f.small.clock + 1
 	for it.Next() {
 		ms, key, ok := decodeExpiryKey(it.Key())
-		if ok && len(due) == maxExpirePerTxn {
+		if ok && len(due) == int(limit) {
 			low = ms
 			break
 		}
@@ -265,7 +339,7 @@ func (f *FSM) applyExpire(b **batch, pos position) (Result, error) {
 		}
 		p.cur, p.touched, p.expire = nil, true, true
 	}
-	if err := f.commit(*b, t, pos); err != nil {
+	if err := f.commit(*b, t, pos, nil); err != nil {
 		return Result{}, err
 	}
 	f.raiseExpiryLow(low)
@@ -291,10 +365,10 @@ func (f *FSM) rebase(b **batch) error {
 	return nil
 }
 
-// commit writes what t changes as the next revision: data, change index and the
-// state that goes with it (Invariant 10). A transaction that changes nothing writes
-// nothing.
-func (f *FSM) commit(b *batch, t *txn, pos position) error {
+// commit writes what t changes as the next revision: data, change index, the state
+// that goes with it (Invariant 10), the outcomes that waited for a revision, and o, if
+// not nil. A transaction that changes nothing writes nothing.
+func (f *FSM) commit(b *batch, t *txn, pos position, o *outcome) error {
 	keys := t.changed()
 	if len(keys) == 0 {
 		return nil
@@ -332,10 +406,17 @@ func (f *FSM) commit(b *batch, t *txn, pos position) error {
 	}
 	f.rev = t.rev
 	f.applied = pos
+	if f.hub.watching.Load() > 0 {
+		f.fresh = append(f.fresh, f.hub.collect(t, keys))
+	}
+	entries, err := f.remember(b, entries, o)
+	if err != nil {
+		return err
+	}
 	f.since += len(changes)
 	ev := &event{
 		index: pos.index, term: pos.term, sub: pos.sub,
-		stamp: f.small.clock, compact: f.small.compact, keys: f.keys, written: f.written,
+		stamp: f.small.clock, compact: f.small.compact, keys: f.keys, written: f.written, once: f.once,
 	}
 	if f.since >= checkpointChanges {
 		ev.checkpoint = f.digest

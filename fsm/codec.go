@@ -33,6 +33,9 @@ const (
 	cmdMember   = 5 // a member record
 	cmdCompact  = 6 // history below a revision may go
 	cmdExpire   = 7 // delete keys that are due
+	cmdOnce     = 8 // a client's transaction with an idempotency key
+	cmdPin      = 9 // hold history
+	cmdUnpin    = 10
 )
 
 // MaxCommandBytes bounds one command, staged or not. It is a constant of the
@@ -42,12 +45,12 @@ const MaxCommandBytes = 64 << 20
 // maxTouchedKeys and maxTouchedBytes bound what one transaction may change
 // (Invariant 10b).
 const (
-	maxTouchedKeys  = 100_000
+	maxTouchedKeys  = kv.MaxTouchedKeys
 	maxTouchedBytes = 64 << 20
 )
 
-// maxExpirePerTxn is how many keys one expiry transaction deletes at most.
-const maxExpirePerTxn = 1000
+// MaxExpire is how many keys one expiry transaction deletes at most.
+const MaxExpire = 1000
 
 var errMalformed = errors.New("malformed")
 
@@ -234,25 +237,61 @@ func decodeEntry(b []byte) (entry, error) {
 	return en, nil
 }
 
-// EncodeTxn makes the command of a client's transaction. It fails with
-// invalid-argument or too-large if the transaction could never be applied.
-func EncodeTxn(t kv.Txn) ([]byte, error) {
+// EncodeTxn makes the command of a client's transaction. born is the cluster time in
+// milliseconds at which the leader took it (0: not known); it counts only with an
+// idempotency key. It fails with invalid-argument or too-large if the transaction
+// could never be applied.
+func EncodeTxn(t kv.Txn, born uint64) ([]byte, error) {
+	if n := len(t.If) + max(len(t.Then), len(t.Else)); n > maxTouchedKeys {
+		return nil, errManyOps(n)
+	}
 	if err := validateTxn(t); err != nil {
 		return nil, err
 	}
-	size := 16
+	size := 64
 	for _, ops := range [][]kv.Op{t.Then, t.Else} {
-		for _, op := range ops {
-			size += len(op.Key) + len(op.Value) + len(op.ContentType) + 40
+		for i := range ops {
+			size += len(ops[i].Key) + len(ops[i].Value) + len(ops[i].ContentType) + len(ops[i].Range.Start) + len(ops[i].Range.End) + 40
 		}
 	}
-	for _, c := range t.If {
-		size += len(c.Key) + len(c.Value) + 24
+	for i := range t.If {
+		size += len(t.If[i].Key) + len(t.If[i].Value) + 24
 	}
 	e := encoder{b: make([]byte, 0, size)}
-	e.byte(cmdTxn)
+	if t.Once.Key == "" {
+		e.byte(cmdTxn)
+	} else {
+		e.byte(cmdOnce)
+		h := hashOnce(t.Once.Key)
+		e.b = append(e.b, h[:]...)
+		e.b = append(e.b, t.Once.Request[:onceHashBytes]...)
+		e.uvarint(born)
+	}
+	e.txn(&t)
+	if len(e.b) > MaxCommandBytes {
+		return nil, kv.NotApplied(kv.CodeTooLarge, "the transaction takes %d bytes, more than %d; split it", len(e.b), MaxCommandBytes)
+	}
+	return e.b, nil
+}
+
+func errManyOps(n int) error {
+	return kv.NotApplied(kv.CodeTooLarge, "a transaction may have %d conditions and operations at most, this one has %d; split it", maxTouchedKeys, n)
+}
+
+// The flags of an operation.
+const (
+	opPrevious = 1 << iota
+	opReverse
+	opKeysOnly
+	opFlags = 1<<iota - 1
+)
+
+func isRange(k kv.OpKind) bool { return k == kv.OpRange || k == kv.OpDeleteRange }
+
+func (e *encoder) txn(t *kv.Txn) {
 	e.uvarint(uint64(len(t.If)))
-	for _, c := range t.If {
+	for i := range t.If {
+		c := &t.If[i]
 		e.string(c.Key)
 		e.byte(byte(c.Target))
 		e.byte(byte(c.Op))
@@ -261,55 +300,90 @@ func EncodeTxn(t kv.Txn) ([]byte, error) {
 	}
 	for _, ops := range [][]kv.Op{t.Then, t.Else} {
 		e.uvarint(uint64(len(ops)))
-		for _, op := range ops {
-			e.byte(byte(op.Kind))
-			e.bool(op.Previous)
-			e.string(op.Key)
-			e.bytes(op.Value)
-			e.string(op.ContentType)
-			e.uvarint(uint64(op.TTL / time.Millisecond))
-			e.varint(op.By)
+		for i := range ops {
+			e.op(&ops[i])
 		}
 	}
-	if len(e.b) > MaxCommandBytes {
-		return nil, kv.NotApplied(kv.CodeTooLarge, "the transaction takes %d bytes, more than %d; split it", len(e.b), MaxCommandBytes)
+}
+
+func (e *encoder) op(op *kv.Op) {
+	e.byte(byte(op.Kind))
+	var flags byte
+	for _, f := range []struct {
+		on  bool
+		bit byte
+	}{{op.Previous, opPrevious}, {op.Reverse, opReverse}, {op.KeysOnly, opKeysOnly}} {
+		if f.on {
+			flags |= f.bit
+		}
 	}
-	return e.b, nil
+	e.byte(flags)
+	if isRange(op.Kind) {
+		e.string(op.Range.Start)
+		e.string(op.Range.End)
+		e.uvarint(uint64(op.Limit))
+		return
+	}
+	e.string(op.Key)
+	e.bytes(op.Value)
+	e.string(op.ContentType)
+	e.uvarint(uint64(op.TTL / time.Millisecond))
+	e.varint(op.By)
 }
 
 func validateTxn(t kv.Txn) error {
-	bad := func(format string, args ...any) error {
-		return kv.NotApplied(kv.CodeInvalidArgument, format, args...)
-	}
-	for _, c := range t.If {
-		switch {
-		case c.Key == "":
-			return bad("a condition has an empty key")
-		case c.Target < kv.CondModRevision || c.Target > kv.CondValue:
-			return bad("a condition has an unknown target")
-		case c.Op < kv.CmpEqual || c.Op > kv.CmpGreaterEqual:
-			return bad("a condition has an unknown comparison")
-		case (c.Target == kv.CondExists || c.Target == kv.CondValue) && c.Op != kv.CmpEqual:
-			return bad("existence and values compare for equality only")
+	for i := range t.If {
+		if err := validateCond(&t.If[i]); err != nil {
+			return err
 		}
 	}
 	for _, ops := range [][]kv.Op{t.Then, t.Else} {
-		for _, op := range ops {
-			switch {
-			case op.Key == "":
-				return bad("an operation has an empty key")
-			case len(op.Key) > maxKeyBytes:
-				return kv.NotApplied(kv.CodeTooLarge, "a key of %d bytes is longer than %d", len(op.Key), maxKeyBytes)
-			case op.Kind < kv.OpPut || op.Kind > kv.OpGet:
-				return bad("an operation has an unknown kind")
-			case op.TTL < 0 || op.TTL > maxTTL:
-				return bad("a ttl is out of range")
-			case op.Kind == kv.OpTouch && op.TTL == 0:
-				return bad("touch needs a ttl")
-			case len(op.ContentType) > maxContentTypeBytes:
-				return bad("a content type is longer than %d bytes", maxContentTypeBytes)
+		for i := range ops {
+			if err := validateOp(&ops[i]); err != nil {
+				return err
 			}
 		}
+	}
+	return nil
+}
+
+func badTxn(format string, args ...any) error {
+	return kv.NotApplied(kv.CodeInvalidArgument, format, args...)
+}
+
+func validateCond(c *kv.Cond) error {
+	switch {
+	case c.Key == "":
+		return badTxn("a condition has an empty key")
+	case c.Target < kv.CondModRevision || c.Target > kv.CondValue:
+		return badTxn("a condition has an unknown target")
+	case c.Op < kv.CmpEqual || c.Op > kv.CmpGreaterEqual:
+		return badTxn("a condition has an unknown comparison")
+	case (c.Target == kv.CondExists || c.Target == kv.CondValue) && c.Op != kv.CmpEqual:
+		return badTxn("existence and values compare for equality only")
+	}
+	return nil
+}
+
+func validateOp(op *kv.Op) error {
+	longest := max(len(op.Key), len(op.Range.Start), len(op.Range.End))
+	switch {
+	case op.Kind < kv.OpPut || op.Kind > kv.OpDeleteRange:
+		return badTxn("an operation has an unknown kind")
+	case op.Key == "" && !isRange(op.Kind):
+		return badTxn("an operation has an empty key")
+	case longest > maxKeyBytes:
+		return kv.NotApplied(kv.CodeTooLarge, "a key of %d bytes is longer than %d", longest, maxKeyBytes)
+	case op.TTL < 0 || op.TTL > maxTTL:
+		return badTxn("a ttl is out of range")
+	case op.Kind == kv.OpTouch && op.TTL == 0:
+		return badTxn("touch needs a ttl")
+	case len(op.ContentType) > maxContentTypeBytes:
+		return badTxn("a content type is longer than %d bytes", maxContentTypeBytes)
+	case op.Kind == kv.OpRange && (op.Limit < 1 || op.Limit > kv.MaxRangeLimit):
+		return badTxn("the limit of a range is 1 to %d", kv.MaxRangeLimit)
+	case op.Kind == kv.OpDeleteRange && (op.Limit < 0 || op.Limit > maxTouchedKeys):
+		return badTxn("the limit of a delete is at most %d", maxTouchedKeys)
 	}
 	return nil
 }
@@ -324,17 +398,10 @@ func decodeTxn(d *decoder) (kv.Txn, error) {
 		})
 	}
 	for _, ops := range []*[]kv.Op{&t.Then, &t.Else} {
-		n := d.count(7)
+		n := d.count(5)
 		*ops = make([]kv.Op, 0, n)
 		for range n {
-			op := kv.Op{Kind: kv.OpKind(d.byte()), Previous: d.bool(), Key: d.string(), Value: d.bytes(), ContentType: d.string()}
-			ttl := d.uvarint()
-			if ttl > uint64(maxTTL/time.Millisecond) {
-				d.fail()
-			}
-			op.TTL = time.Duration(ttl) * time.Millisecond
-			op.By = d.varint()
-			*ops = append(*ops, op)
+			*ops = append(*ops, d.op())
 		}
 	}
 	if err := d.end(); err != nil {
@@ -344,6 +411,32 @@ func decodeTxn(d *decoder) (kv.Txn, error) {
 		return kv.Txn{}, fmt.Errorf("decode transaction: %w", err)
 	}
 	return t, nil
+}
+
+func (d *decoder) op() kv.Op {
+	op := kv.Op{Kind: kv.OpKind(d.byte())}
+	flags := d.byte()
+	if flags&^opFlags != 0 {
+		d.fail()
+	}
+	op.Previous, op.Reverse, op.KeysOnly = flags&opPrevious != 0, flags&opReverse != 0, flags&opKeysOnly != 0
+	if isRange(op.Kind) {
+		op.Range = kv.Range{Start: d.string(), End: d.string()}
+		limit := d.uvarint()
+		if limit > maxTouchedKeys {
+			d.fail()
+		}
+		op.Limit = int(limit)
+		return op
+	}
+	op.Key, op.Value, op.ContentType = d.string(), d.bytes(), d.string()
+	ttl := d.uvarint()
+	if ttl > uint64(maxTTL/time.Millisecond) {
+		d.fail()
+	}
+	op.TTL = time.Duration(ttl) * time.Millisecond
+	op.By = d.varint()
+	return op
 }
 
 // initCommand is the body of cmdInit: what formation decides.
@@ -388,16 +481,34 @@ func EncodeSettings(s kv.ClusterSettings) []byte { return encodeJSONCommand(cmdS
 // EncodeMember makes the command that stores a member record.
 func EncodeMember(r kv.MemberRecord) []byte { return encodeJSONCommand(cmdMember, r) }
 
-// EncodeCompact makes the command that lets history below rev go.
+// EncodeCompact makes the command that lets history below rev go. rev must be a
+// revision that the proposing leader has applied: what the command decides may depend
+// on the small state only, which is rebuilt from the log at each start.
 func EncodeCompact(rev kv.Revision) []byte {
 	e := encoder{b: []byte{cmdCompact}}
 	e.uvarint(uint64(rev))
 	return e.b
 }
 
+// EncodePin makes the command that holds history from rev on for ttl. As in
+// EncodeCompact, rev must be one that the proposing leader has applied.
+func EncodePin(rev kv.Revision, ttl time.Duration) []byte {
+	e := encoder{b: []byte{cmdPin}}
+	e.uvarint(uint64(rev))
+	e.uvarint(uint64(max(0, ttl) / time.Millisecond))
+	return e.b
+}
+
+// EncodeUnpin makes the command that takes a pin away.
+func EncodeUnpin(id string) []byte { return append([]byte{cmdUnpin}, id...) }
+
 // EncodeExpire makes the command that deletes keys that are due by the cluster clock,
-// oldest first, a bounded number of them.
-func EncodeExpire() []byte { return []byte{cmdExpire} }
+// oldest first, at most limit of them (1 to MaxExpire).
+func EncodeExpire(limit int) []byte {
+	e := encoder{b: []byte{cmdExpire}}
+	e.uvarint(uint64(limit))
+	return e.b
+}
 
 func millis(t time.Time) uint64 {
 	ms := t.UnixMilli()

@@ -8,8 +8,11 @@
 //     one Badger timestamp per revision. The state of a revision (applied index,
 //     term, cluster clock, number of keys) is inside its newest change-index record,
 //     so that data, revision, applied index and digest move together.
-//   - Small replicated state (cluster id, settings, member records, the cluster
-//     clock, staged chunks of big commands) lives in memory. It is rebuilt at start
+//   - Outcomes of writes with an idempotency key go there too, with the revision that
+//     they made (ADR 0011).
+//   - Small replicated state (cluster id, settings, member records, pins, the cluster
+//     clock, staged chunks of big commands, outcomes that made no revision) lives in
+//     memory. It is rebuilt at start
 //     from the label of the last Raft snapshot and the entries after it, which Raft
 //     delivers again; entries whose data is already there are skipped by index.
 //

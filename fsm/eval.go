@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/google/btree"
+
 	"github.com/settkv/sett/kv"
 )
 
@@ -15,6 +17,9 @@ import (
 type Result struct {
 	Txn kv.TxnResult
 	Err *kv.Error
+	// Pin and Compaction answer the commands of those names.
+	Pin        kv.Pin
+	Compaction kv.Compaction
 	// Took is how long this node spent on the delivery that the command was part of;
 	// for people, and not part of the state.
 	Took time.Duration
@@ -26,6 +31,14 @@ type source interface {
 	record(key string) (*record, error)
 	// load returns the record's whole value.
 	load(key string, r *record) ([]byte, error)
+	// scan walks the records of a range, without their values unless asked for them.
+	scan(r kv.Range, reverse, values bool) recordScan
+}
+
+// recordScan is a walk over records. next returns a nil record at the end.
+type recordScan interface {
+	next() (key string, r *record, err error)
+	close()
 }
 
 // pending is a key's state before and inside a transaction.
@@ -47,6 +60,13 @@ type txn struct {
 	keys  map[string]*pending
 	order []string
 	bytes int
+	// held is the size of the old values that are kept until the end, and visited the
+	// number of keys that ranges came by; ranges is how many there were.
+	held    int
+	visited int
+	ranges  int
+	// sorted has the keys of the map in order; nil without range operations.
+	sorted *btree.BTreeG[string]
 }
 
 func newTxn(src source, rev kv.Revision, s *small) *txn {
@@ -61,10 +81,29 @@ func (t *txn) at(key string) (*pending, error) {
 	if err != nil {
 		return nil, err
 	}
+	return t.enter(key, r), nil
+}
+
+// maxHeldBytes is how much of old values a transaction keeps in memory; beyond it they
+// are read again where they are needed, which changes no decision.
+const maxHeldBytes = 4 << 20
+
+// enter notes a key with its record as it is before the transaction.
+func (t *txn) enter(key string, r *record) *pending {
+	if r != nil && r.loaded {
+		if t.held += len(r.value); t.held > maxHeldBytes {
+			bare := *r
+			bare.value, bare.loaded = nil, false
+			r = &bare
+		}
+	}
 	p := &pending{old: r, cur: r}
 	t.keys[key] = p
 	t.order = append(t.order, key)
-	return p, nil
+	if t.sorted != nil {
+		t.sorted.ReplaceOrInsert(key)
+	}
+	return p
 }
 
 // value returns the whole value of the key's current record.
@@ -81,7 +120,8 @@ func (t *txn) value(key string, p *pending) ([]byte, error) {
 	}
 	r := *p.cur
 	r.value, r.loaded = v, true
-	if p.old == p.cur {
+	if p.old == p.cur && t.held+len(v) <= maxHeldBytes {
+		t.held += len(v)
 		p.old = &r
 	}
 	p.cur = &r
@@ -104,7 +144,10 @@ func (t *txn) run(tx *kv.Txn) (kv.TxnResult, error) {
 	res := kv.TxnResult{Succeeded: true}
 	// Invariant 10b: count first.
 	if n := len(tx.If) + max(len(tx.Then), len(tx.Else)); n > maxTouchedKeys {
-		return res, kv.NotApplied(kv.CodeTooLarge, "a transaction may have %d conditions and operations at most, this one has %d; split it", maxTouchedKeys, n)
+		return res, errManyOps(n)
+	}
+	if hasRanges(tx) {
+		t.sorted = btree.NewOrderedG[string](32)
 	}
 	for i := range tx.If {
 		ok, mod, err := t.holds(&tx.If[i])
@@ -187,6 +230,12 @@ func compare(a uint64, op kv.CondOp, b uint64) bool {
 
 func (t *txn) op(op *kv.Op) (kv.OpResult, error) {
 	res := kv.OpResult{Kind: op.Kind}
+	switch op.Kind {
+	case kv.OpRange:
+		return t.readRange(op)
+	case kv.OpDeleteRange:
+		return t.deleteRange(op)
+	}
 	p, err := t.at(op.Key)
 	if err != nil {
 		return res, err
@@ -226,6 +275,12 @@ func (t *txn) op(op *kv.Op) (kv.OpResult, error) {
 	case kv.OpTouch:
 		if p.cur == nil {
 			return res, kv.NotApplied(kv.CodeNotFound, "touch: there is no such key")
+		}
+		// A value beside its header is written again with it.
+		if p.cur.pieces() == 0 {
+			if _, err := t.value(op.Key, p); err != nil {
+				return res, err
+			}
 		}
 		r := *p.cur
 		r.expires = t.expiry(op.TTL)

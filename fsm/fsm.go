@@ -52,6 +52,7 @@ type FSM struct {
 	expiryLow atomic.Uint64
 	trimmed   atomic.Uint64
 	pub       atomic.Pointer[published]
+	hub       *hub
 
 	// anchor is the leader's clock: cluster time at a monotonic instant.
 	anchor atomic.Pointer[clockAnchor]
@@ -61,12 +62,15 @@ type FSM struct {
 	mu     sync.Mutex
 	small  *small
 	digest *digest
+	limits onceLimits
 	totals
 	rev kv.Revision // newest, perhaps not published
 	// checkpoint is the revision of the newest digest checkpoint on disk, and since
 	// the changes after it.
 	checkpoint kv.Revision
 	since      int
+	// fresh has the events of revisions that are not published yet, for watchers.
+	fresh []*revisionEvents
 	// compacted is the compaction revision in the newest change record.
 	compacted kv.Revision
 
@@ -113,11 +117,14 @@ type clockAnchor struct {
 	at    time.Time
 }
 
+// Close ends all watches. The store stays open: it is the caller's.
+func (f *FSM) Close() { f.hub.close() }
+
 // Open reads the state from the store: the newest whole revision, its digest and
 // the small state of the label. Its cost does not grow with the data. ErrLostData
 // says that the store may not be used under this identity.
 func Open(cfg Config) (*FSM, error) {
-	f := &FSM{store: cfg.Store, serverID: cfg.ServerID, log: cfg.Logger, onFatal: cfg.OnFatal, phase: cfg.Phase}
+	f := &FSM{limits: defaultOnceLimits(), hub: newHub(), store: cfg.Store, serverID: cfg.ServerID, log: cfg.Logger, onFatal: cfg.OnFatal, phase: cfg.Phase}
 	if f.phase == nil {
 		f.phase = func(string, bool) {}
 	}
@@ -147,7 +154,6 @@ func (f *FSM) load() error {
 			return fmt.Errorf("label of snapshot %d: %w", label.Index, err)
 		}
 		f.small, f.digest, labelTotals = s, g, t
-		f.small.compact = kv.Revision(label.CompactRevision)
 		f.delivered, f.deliveredTerm = label.Index, label.Term
 		f.configuration, f.configurationIndex = label.Configuration, label.ConfigurationIndex
 		f.checkpoint = kv.Revision(label.Revision)
@@ -166,7 +172,7 @@ func (f *FSM) load() error {
 	}
 	switch {
 	case newest != nil:
-		f.totals = totals{newest.keys, newest.written}
+		f.totals = totals{newest.keys, newest.written, newest.once}
 		f.applied = position{newest.index, newest.term, newest.sub}
 		f.compacted = newest.compact
 	case labelled:
@@ -179,6 +185,10 @@ func (f *FSM) load() error {
 		}
 		if label.Index > f.applied.index {
 			f.applied = position{label.Index, label.Term, math.MaxUint64}
+		}
+		if uint64(f.rev) > label.Revision {
+			// The first revision after the label wrote them.
+			f.small.forgetWaiting()
 		}
 	}
 	if err := f.replayDigest(r); err != nil {
@@ -308,6 +318,8 @@ func (f *FSM) publish() {
 	if old := f.pub.Swap(p); old != nil {
 		close(old.changed)
 	}
+	f.hub.publish(f.rev, f.fresh)
+	f.fresh = nil
 }
 
 // purgeable returns the revision below which nothing needs history: it is compacted,
@@ -321,9 +333,11 @@ func (f *FSM) purgeable() kv.Revision {
 	return min(f.compacted, kv.Revision(label.Revision))
 }
 
+// setDiscard keeps one revision below what can be read: a watch from the oldest one
+// tells what was there before.
 func (f *FSM) setDiscard() {
-	if d := f.purgeable(); d > 0 {
-		f.store.Engine().SetDiscard(uint64(d))
+	if d := f.purgeable(); d > 1 {
+		f.store.Engine().SetDiscard(uint64(d) - 1)
 	}
 }
 
@@ -356,6 +370,7 @@ func (f *FSM) fatal(err error) {
 				close(p.changed)
 			}
 		}
+		f.hub.end()
 	}
 }
 
@@ -474,6 +489,9 @@ func (f *FSM) Stamp() uint64 {
 	}
 	return a.clock + uint64(time.Since(a.at)/time.Millisecond)
 }
+
+// Command makes the command of a client's transaction, as EncodeTxn does, born now.
+func (f *FSM) Command(t kv.Txn) ([]byte, error) { return EncodeTxn(t, f.Stamp()) }
 
 // Batch implements the consensus package's envelope: commands in one entry.
 func (f *FSM) Batch(cmds [][]byte) []byte { return encodeBatch(f.Stamp(), cmds) }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"path/filepath"
@@ -59,14 +58,18 @@ func (m *machine) open() {
 	}
 }
 
-// restart closes and opens the machine, and delivers the log after the snapshot
-// again, as Raft does.
+// restart closes and opens the machine.
 func (m *machine) restart() {
 	m.t.Helper()
 	if err := m.store.Close(); err != nil {
 		m.t.Fatal(err)
 	}
 	m.open()
+	m.redeliver()
+}
+
+// redeliver delivers the log after the snapshot again, as Raft does.
+func (m *machine) redeliver() {
 	from := m.Info().Delivered
 	var again []Log
 	for _, l := range m.log {
@@ -93,7 +96,7 @@ func (m *machine) apply(cmds ...[]byte) []Result {
 
 func (m *machine) txn(t kv.Txn) (kv.TxnResult, error) {
 	m.t.Helper()
-	cmd, err := EncodeTxn(t)
+	cmd, err := EncodeTxn(t, 0)
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -295,7 +298,7 @@ func TestExpiry(t *testing.T) {
 	m := newMachine(t)
 	const t0 = 1_000_000
 	cmd := func(op kv.Op) []byte {
-		b, err := EncodeTxn(kv.Txn{Then: []kv.Op{op}})
+		b, err := EncodeTxn(kv.Txn{Then: []kv.Op{op}}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -309,14 +312,14 @@ func TestExpiry(t *testing.T) {
 	if ms, ok, err := m.NextExpiry(); err != nil || !ok || ms != t0+1000 {
 		t.Fatalf("%d %v %v", ms, ok, err)
 	}
-	if r := at(t0+999, EncodeExpire())[0]; r.Txn.Ops[0].Deleted != 0 || r.Txn.Revision != 1501 {
+	if r := at(t0+999, EncodeExpire(MaxExpire))[0]; r.Txn.Ops[0].Deleted != 0 || r.Txn.Revision != 1501 {
 		t.Fatalf("a millisecond early: %+v", r)
 	}
-	if r := at(t0+1000, EncodeExpire())[0]; r.Txn.Ops[0].Deleted != 1000 || r.Txn.Revision != 1502 {
+	if r := at(t0+1000, EncodeExpire(MaxExpire))[0]; r.Txn.Ops[0].Deleted != 1000 || r.Txn.Revision != 1502 {
 		t.Fatalf("%+v", r)
 	}
 	// In one batch with a put that clears a time and one that sets another.
-	rs := at(t0+1000, cmd(put("k1499", "kept")), EncodeExpire())
+	rs := at(t0+1000, cmd(put("k1499", "kept")), EncodeExpire(MaxExpire))
 	if rs[1].Txn.Ops[0].Deleted != 499 {
 		t.Fatalf("%+v", rs)
 	}
@@ -330,7 +333,7 @@ func TestExpiry(t *testing.T) {
 		t.Fatalf("the clock is at %d after a restart", clock)
 	}
 	// An old stamp never moves the clock back.
-	at(5, EncodeExpire())
+	at(5, EncodeExpire(MaxExpire))
 	if clock := m.Info().Clock.UnixMilli(); clock != t0+1000 {
 		t.Fatalf("the clock went back to %d", clock)
 	}
@@ -339,7 +342,7 @@ func TestExpiry(t *testing.T) {
 func TestBigCommandInChunks(t *testing.T) {
 	m := newMachine(t)
 	value := bytes.Repeat([]byte("x"), 3<<20)
-	cmd, err := EncodeTxn(kv.Txn{Then: []kv.Op{{Kind: kv.OpPut, Key: "big", Value: value}}})
+	cmd, err := EncodeTxn(kv.Txn{Then: []kv.Op{{Kind: kv.OpPut, Key: "big", Value: value}}}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -394,7 +397,7 @@ func TestTransactionLimit(t *testing.T) {
 	for i := range ops {
 		ops[i] = put(fmt.Sprintf("key-%06d", i), "v")
 	}
-	if _, err := m.txn(kv.Txn{Then: ops}); !errors.Is(err, kv.ErrTooLarge) || m.Info().Revision != 0 {
+	if _, err := EncodeTxn(kv.Txn{Then: ops}, 0); !errors.Is(err, kv.ErrTooLarge) {
 		t.Fatalf("%v", err)
 	}
 	// At the limit it is one revision, in several parts on disk.
@@ -419,187 +422,6 @@ func (m *machine) snapshot() {
 	if err := commitLabel(m.store, l, eng); err != nil {
 		m.t.Fatal(err)
 	}
-}
-
-// model is what a state machine should hold.
-type model struct {
-	rev  kv.Revision
-	keys map[string]kv.Item
-	past map[kv.Revision]map[string]kv.Item
-}
-
-func (o *model) apply(ops []kv.Op, clock uint64) (ok bool) {
-	next := maps.Clone(o.keys)
-	touched := map[string]bool{}
-	set := func(op kv.Op, v []byte, ct string, exp time.Time) {
-		it := kv.Item{Key: op.Key, Value: v, ContentType: ct, ExpiresAt: exp, CreateRevision: o.rev + 1, ModRevision: o.rev + 1, Version: 1}
-		if old, ok := o.keys[op.Key]; ok {
-			it.CreateRevision, it.Version = old.CreateRevision, old.Version+1
-		}
-		next[op.Key] = it
-		touched[op.Key] = true
-	}
-	expiry := func(ttl time.Duration) time.Time {
-		if ttl == 0 {
-			return time.Time{}
-		}
-		return timeOf(clock + uint64(ttl/time.Millisecond))
-	}
-	for _, op := range ops {
-		old, exists := next[op.Key]
-		switch op.Kind {
-		case kv.OpPut:
-			set(op, op.Value, op.ContentType, expiry(op.TTL))
-		case kv.OpDelete:
-			if exists {
-				delete(next, op.Key)
-				touched[op.Key] = true
-			}
-		case kv.OpAppend:
-			set(op, append(slices.Clone(old.Value), op.Value...), old.ContentType, old.ExpiresAt)
-		case kv.OpIncr:
-			var n int64
-			if exists {
-				var err error
-				if n, err = strconv.ParseInt(string(old.Value), 10, 64); err != nil || len(old.Value) > 20 {
-					return false
-				}
-			}
-			set(op, []byte(strconv.FormatInt(n+op.By, 10)), old.ContentType, old.ExpiresAt)
-		case kv.OpTouch:
-			if !exists {
-				return false
-			}
-			set(op, old.Value, old.ContentType, expiry(op.TTL))
-		}
-	}
-	for k := range touched {
-		_, before := o.keys[k]
-		_, after := next[k]
-		if before || after {
-			o.rev++
-			o.keys = next
-			o.past[o.rev] = next
-			return true
-		}
-	}
-	return true
-}
-
-// TestModel runs random operations against a model, with restarts, snapshots and
-// installs in between, and compares every kept revision.
-func TestModel(t *testing.T) {
-	seeds := 12
-	if testing.Short() {
-		seeds = 4
-	}
-	for range seeds {
-		seed := rand.Uint64()
-		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { runModel(t, seed) })
-	}
-}
-
-func runModel(t *testing.T, seed uint64) {
-	rng := rand.New(rand.NewPCG(seed, 1))
-	m := newMachine(t)
-	o := &model{keys: map[string]kv.Item{}, past: map[kv.Revision]map[string]kv.Item{0: {}}}
-	clock := uint64(1_000_000)
-	oldest := kv.Revision(0)
-	for range 60 {
-		var logs []Log
-		for range 1 + rng.IntN(4) {
-			var cmds [][]byte
-			clock += uint64(rng.IntN(3))
-			for range 1 + rng.IntN(5) {
-				ops := randomOps(rng)
-				cmd, err := EncodeTxn(kv.Txn{Then: ops})
-				if err != nil {
-					t.Fatal(err)
-				}
-				cmds = append(cmds, cmd)
-				o.apply(ops, clock)
-			}
-			logs = append(logs, m.entry(clock, cmds...))
-		}
-		m.ApplyBatch(logs)
-		if got := m.Info().Revision; got != o.rev {
-			t.Fatalf("revision %d, the model is at %d", got, o.rev)
-		}
-		switch rng.IntN(12) {
-		case 0:
-			m.restart()
-		case 1:
-			m.snapshot()
-			m.restart()
-		case 2:
-			if o.rev > 3 {
-				oldest = max(oldest, o.rev-kv.Revision(rng.IntN(3)))
-				m.apply(EncodeCompact(oldest))
-				if _, err := m.Trim(); err != nil {
-					t.Fatal(err)
-				}
-				if err := m.store.Engine().Compact(context.Background()); err != nil {
-					t.Fatal(err)
-				}
-			}
-		case 3:
-			m.install(t)
-		}
-	}
-	m.checkDigest()
-	for rev := max(oldest, 1); rev <= o.rev; rev++ {
-		for i := range 12 {
-			key := fmt.Sprintf("k%d", i)
-			got, _, err := m.Get(context.Background(), key, rev)
-			want, exists := o.past[rev][key]
-			if !exists {
-				if !errors.Is(err, kv.ErrNotFound) {
-					t.Fatalf("%s at %d: %v, want not-found", key, rev, err)
-				}
-				continue
-			}
-			if err != nil || !bytes.Equal(got.Value, want.Value) || got.CreateRevision != want.CreateRevision || got.ModRevision != want.ModRevision ||
-				got.Version != want.Version || got.ContentType != want.ContentType || !got.ExpiresAt.Equal(want.ExpiresAt) {
-				t.Fatalf("%s at %d: %+v, want %+v: %v", key, rev, short(got), short(want), err)
-			}
-		}
-	}
-	if oldest > 1 {
-		var e *kv.Error
-		if _, _, err := m.Get(context.Background(), "k0", oldest-1); !errors.As(err, &e) || e.Code != kv.CodeCompacted || e.OldestRevision != oldest {
-			t.Fatalf("below the oldest revision %d: %v", oldest, err)
-		}
-	}
-}
-
-func short(it kv.Item) kv.Item {
-	it.Value = it.Value[:min(8, len(it.Value))]
-	return it
-}
-
-func randomOps(rng *rand.Rand) []kv.Op {
-	ops := make([]kv.Op, 1+rng.IntN(4))
-	for i := range ops {
-		op := kv.Op{Key: fmt.Sprintf("k%d", rng.IntN(12))}
-		switch rng.IntN(10) {
-		case 0, 1, 2:
-			op.Kind, op.Value, op.ContentType = kv.OpPut, []byte(strconv.Itoa(rng.IntN(1000))), "t/"+strconv.Itoa(rng.IntN(3))
-		case 3:
-			op.Kind, op.Value = kv.OpPut, bytes.Repeat([]byte{byte(rng.Uint32())}, rng.IntN(200<<10))
-		case 4:
-			op.Kind, op.Value, op.TTL = kv.OpPut, []byte("t"), time.Hour
-		case 5, 6:
-			op.Kind = kv.OpDelete
-		case 7:
-			op.Kind, op.By = kv.OpIncr, rng.Int64N(100)
-		case 8:
-			op.Kind, op.Value = kv.OpAppend, []byte("+")
-		case 9:
-			op.Kind, op.TTL = kv.OpTouch, time.Duration(1+rng.IntN(1000))*time.Minute
-		}
-		ops[i] = op
-	}
-	return ops
 }
 
 // install streams the machine's state into another one, which takes its place.
@@ -639,7 +461,7 @@ func (m *machine) install(t *testing.T) {
 func TestRetained(t *testing.T) {
 	m := newMachine(t)
 	for i := range 20 {
-		cmd, err := EncodeTxn(kv.Txn{Then: []kv.Op{put("k", strings.Repeat("v", 99))}})
+		cmd, err := EncodeTxn(kv.Txn{Then: []kv.Op{put("k", strings.Repeat("v", 99))}}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -670,7 +492,7 @@ func TestDeliveryDoesNotMatter(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 3))
 	var cmds [][]byte
 	add := func(ops ...kv.Op) {
-		cmd, err := EncodeTxn(kv.Txn{Then: ops})
+		cmd, err := EncodeTxn(kv.Txn{Then: ops}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

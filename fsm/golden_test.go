@@ -24,6 +24,7 @@ func goldenTxn() kv.Txn {
 			{Kind: kv.OpPut, Key: "a", Value: []byte("value"), ContentType: "text/plain", TTL: 90 * time.Second, Previous: true},
 			{Kind: kv.OpIncr, Key: "n", By: -3}, {Kind: kv.OpAppend, Key: "\xff", Value: []byte{0}}, {Kind: kv.OpTouch, Key: "a", TTL: time.Hour},
 			{Kind: kv.OpDelete, Key: "gone"}, {Kind: kv.OpGet, Key: "a"},
+			{Kind: kv.OpRange, Range: kv.Range{Start: "a", End: "b"}, Limit: 10, Reverse: true, KeysOnly: true}, {Kind: kv.OpDeleteRange, Range: kv.PrefixRange("p/")},
 		},
 		Else: []kv.Op{{Kind: kv.OpPut, Key: "else"}},
 	}
@@ -32,14 +33,14 @@ func goldenTxn() kv.Txn {
 // TestFormatsAreGolden: what one version wrote, every later one must read. A change
 // of these bytes is a new format version.
 func TestFormatsAreGolden(t *testing.T) {
-	cmd, err := EncodeTxn(goldenTxn())
+	cmd, err := EncodeTxn(goldenTxn(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	small := record{create: 3, mod: 9, version: 2, contentType: "text/plain", expires: 1_700_000_000_000, size: 5, value: []byte("value"), loaded: true}
 	small.valueHash = sha256.Sum256(small.value)
 	big := record{create: 3, mod: 9, version: 1, size: 100_000, valueHash: sha256.Sum256([]byte("big"))}
-	ev := event{index: 12, term: 3, sub: 2, stamp: 1_700_000_000_000, compact: 4, keys: 8, written: 99}
+	ev := event{index: 12, term: 3, sub: 2, stamp: 1_700_000_000_000, compact: 4, keys: 8, written: 99, once: onceTable{1, 2, 3, 4}}
 	_, final := encodeEvent(&ev, []change{{changePut, "a"}, {changeDelete, "b"}, {changeExpire, "c"}})
 	g := new(digest)
 	g.add("a", &small)
@@ -51,14 +52,35 @@ func TestFormatsAreGolden(t *testing.T) {
 	s.settings = kv.ClusterSettings{HistoryRetention: time.Hour, MaxKeyBytes: 4096}
 	s.records["s-1"] = kv.MemberRecord{ServerID: "s-1", ID: "n1", HTTPAddr: "h:1"}
 	s.stage(7, &entry{chunkID: 11, chunk: []byte("part")})
-	state := sha256.Sum256(s.encode(totals{keys: 8, written: 99}, g))
+	s.pins = []pin{{ID: "pin-7-1", Revision: 3, Expires: 99}}
+	waits := &outcome{hash: hashOnce("w"), request: onceHash{1, 2, 3}, decided: 1234, size: 4, body: []byte("body")}
+	s.wait(waits)
+	withKey := goldenTxn()
+	withKey.Once = kv.Once{Key: "key", Request: sha256.Sum256([]byte("request"))}
+	once, err := EncodeTxn(withKey, 1_700_000_000_000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	item := kv.Item{Key: "a", Value: []byte("v"), CreateRevision: 1, ModRevision: 2, Version: 2, ContentType: "text/plain", ExpiresAt: timeOf(1_700_000_000_000)}
+	result := Result{Txn: kv.TxnResult{Succeeded: true, Revision: 9, Ops: []kv.OpResult{
+		{Kind: kv.OpPut, Created: true, ModRevision: 9, Previous: &item}, {Kind: kv.OpGet, Item: &item, ModRevision: 2}, {Kind: kv.OpRange, Items: []kv.Item{item}, More: true},
+		{Kind: kv.OpDeleteRange, Deleted: 3}, {Kind: kv.OpIncr, Number: -5, ModRevision: 9},
+	}}}
+	refused := Result{Err: kv.NotApplied(kv.CodeConflict, "no"), Txn: kv.TxnResult{Revision: 8}}
+	state := sha256.Sum256(s.encode(totals{keys: 8, written: 99, once: onceTable{1, 2, 3, 4}}, g))
 
 	var out bytes.Buffer
 	for _, row := range []struct {
 		name string
 		b    []byte
 	}{
-		{"batch", encodeBatch(1_700_000_000_000, [][]byte{cmd, EncodeExpire(), EncodeCompact(5)})},
+		{"batch", encodeBatch(1_700_000_000_000, [][]byte{cmd, EncodeExpire(MaxExpire), EncodeCompact(5), EncodePin(3, time.Hour), EncodeUnpin("pin-7-1")})},
+		{"once", once},
+		{"outcome", waits.encode(waits.body)},
+		{"outcome group", (&group{decided: 5, hashes: []onceHash{waits.hash}}).encode()},
+		{"result", encodeResult(&result)},
+		{"error", encodeResult(&refused)},
+		{"outcome key", outcomeKey(waits.hash)}, {"outcome piece key", outcomePieceKey(waits.hash, 258)}, {"outcome group key", groupKey(258)},
 		{"chunk", encodeChunk(5, 0x1122334455667788, 3, true, []byte("part"))},
 		{"init", EncodeInit("c-1", "sett", kv.ClusterSettings{HistoryRetention: time.Hour, MaxKeyBytes: 4096})},
 		{"lead", EncodeLead("s-1", time.UnixMilli(1_700_000_000_000))},
@@ -88,6 +110,14 @@ func TestFormatsAreGolden(t *testing.T) {
 	}
 
 	// And they read back.
+	for _, r := range []Result{result, refused} {
+		if got, err := decodeResult(encodeResult(&r)); err != nil || !reflect.DeepEqual(got, r) {
+			t.Errorf("result %+v, want %+v: %v", got, r, err)
+		}
+	}
+	if o, err := decodeOutcome(waits.encode(waits.body)); err != nil || !reflect.DeepEqual(o, waits) {
+		t.Errorf("outcome %+v: %v", o, err)
+	}
 	en, err := decodeEntry(encodeBatch(9, [][]byte{cmd}))
 	if err != nil || en.stamp != 9 || len(en.commands) != 1 {
 		t.Fatalf("%+v: %v", en, err)
@@ -105,8 +135,9 @@ func TestFormatsAreGolden(t *testing.T) {
 	if got, err := decodeEvent(finalWithCheckpoint); err != nil || got.checkpoint == nil || !got.checkpoint.equal(g) {
 		t.Errorf("checkpoint: %v", err)
 	}
-	back, tot, g2, err := decodeSmall(s.encode(totals{8, 99}, g))
-	if err != nil || tot != (totals{8, 99}) || !g2.equal(g) || back.clusterID != "c-1" || back.records["s-1"].ID != "n1" || string(back.staged[11].data) != "part" {
+	back, tot, g2, err := decodeSmall(s.encode(totals{8, 99, onceTable{}}, g))
+	if err != nil || tot != (totals{8, 99, onceTable{}}) || !g2.equal(g) || back.clusterID != "c-1" || back.records["s-1"].ID != "n1" || string(back.staged[11].data) != "part" ||
+		!reflect.DeepEqual(back.pins, s.pins) || !reflect.DeepEqual(back.waiting, s.waiting) || back.waitingBytes != s.waitingBytes {
 		t.Errorf("state %+v: %v", back, err)
 	}
 }
@@ -114,11 +145,11 @@ func TestFormatsAreGolden(t *testing.T) {
 // FuzzDecodeEntry feeds what reaches Apply: it must never panic or take memory that
 // the input does not justify.
 func FuzzDecodeEntry(f *testing.F) {
-	cmd, err := EncodeTxn(goldenTxn())
+	cmd, err := EncodeTxn(goldenTxn(), 0)
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(encodeBatch(1, [][]byte{cmd, EncodeExpire()}))
+	f.Add(encodeBatch(1, [][]byte{cmd, EncodeExpire(MaxExpire)}))
 	f.Add(encodeChunk(1, 2, 0, false, []byte("x")))
 	f.Add([]byte{entryVersion, entryBatch, 0, 0xff, 0xff, 0xff, 0xff, 0x0f})
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -129,7 +160,7 @@ func FuzzDecodeEntry(f *testing.F) {
 		for _, c := range en.commands {
 			if len(c) > 0 && c[0] == cmdTxn {
 				if tx, err := decodeTxn(&decoder{b: c[1:]}); err == nil {
-					again, err := EncodeTxn(tx)
+					again, err := EncodeTxn(tx, 0)
 					if err != nil {
 						t.Fatalf("a decoded transaction does not encode: %v", err)
 					}
@@ -140,6 +171,13 @@ func FuzzDecodeEntry(f *testing.F) {
 			}
 		}
 		_, _ = decodeEvent(b)
+		_, _ = decodeOutcome(b)
+		_, _ = decodeGroup(b)
+		if r, err := decodeResult(b); err == nil {
+			if back, err := decodeResult(encodeResult(&r)); err != nil || !reflect.DeepEqual(back, r) {
+				t.Fatalf("%+v became %+v: %v", r, back, err)
+			}
+		}
 		_, _ = decodeRecord(b, 1)
 		_, _, _, _ = decodeSmall(b)
 	})

@@ -17,6 +17,9 @@ import (
 //	'e' revision part    change index; part finalPart carries the revision's state
 //	'p' key piece        a piece of a big value
 //	'x' expiry key       expiry index; empty value
+//	'i' hash             remembered outcome of a write with an idempotency key
+//	'j' hash piece       a piece of a big outcome
+//	'o' sequence         which outcomes were remembered together, oldest first
 //
 // Revisions and expiry times are 8 bytes, parts and pieces 4, big-endian. The
 // timestamp of each record is the revision that wrote it. A piece's key cannot be
@@ -26,6 +29,10 @@ const (
 	prefixEvent  = 'e'
 	prefixPiece  = 'p'
 	prefixExpiry = 'x'
+
+	prefixOutcome      = 'i'
+	prefixOutcomePiece = 'j'
+	prefixOutcomeGroup = 'o'
 
 	finalPart = 0xFFFFFFFF
 
@@ -59,6 +66,14 @@ func damaged(cause error, format string, args ...any) error {
 func dataKey(key string) []byte {
 	b := make([]byte, 0, 1+len(key))
 	return append(append(b, prefixData), key...)
+}
+
+// dataRange returns the bounds of a range of keys in the data store.
+func dataRange(r kv.Range) (start, end []byte) {
+	if r.End == "" {
+		return dataKey(r.Start), []byte{prefixData + 1}
+	}
+	return dataKey(r.Start), dataKey(r.End)
 }
 
 func pieceKey(key string, i uint32) []byte {
@@ -219,6 +234,7 @@ type event struct {
 	compact     kv.Revision // compaction revision at that time
 	keys        uint64      // live keys
 	written     uint64      // bytes of keys and values of all changes up to here
+	once        onceTable   // what the outcomes that are remembered come to
 	changes     uint64      // in this revision
 	parts       uint32      // of the change list outside the final part
 	inline      []change    // when parts is 0
@@ -282,6 +298,7 @@ func encodeEvent(ev *event, changes []change) (parts [][]byte, final []byte) {
 	e.uvarint(uint64(ev.compact))
 	e.uvarint(ev.keys)
 	e.uvarint(ev.written)
+	e.onceTable(ev.once)
 	e.uvarint(ev.changes)
 	e.uvarint(uint64(ev.parts))
 	if ev.parts == 0 {
@@ -303,7 +320,7 @@ func decodeEvent(b []byte) (*event, error) {
 	checkpoint := d.bool()
 	ev := &event{
 		index: d.uvarint(), term: d.uvarint(), sub: d.uvarint(), stamp: d.uvarint(),
-		compact: kv.Revision(d.uvarint()), keys: d.uvarint(), written: d.uvarint(), changes: d.uvarint(), parts: uint32(d.uvarint()),
+		compact: kv.Revision(d.uvarint()), keys: d.uvarint(), written: d.uvarint(), once: d.onceTable(), changes: d.uvarint(), parts: uint32(d.uvarint()),
 	}
 	if ev.parts == 0 {
 		if ev.changes > uint64(len(d.b)) {

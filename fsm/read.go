@@ -31,10 +31,21 @@ func readRecord(r *engine.Reader, key string) (*record, error) {
 	return rec, nil
 }
 
-// readValue puts a big value together from its pieces.
+// readValue returns a record's value: the one it holds, the one beside its header, or
+// one put together from its pieces.
 func readValue(r *engine.Reader, key string, rec *record) ([]byte, error) {
 	if rec.loaded {
 		return rec.value, nil
+	}
+	if rec.pieces() == 0 {
+		again, err := readRecord(r, key)
+		if err != nil {
+			return nil, err
+		}
+		if again == nil || again.mod != rec.mod || !again.loaded {
+			return nil, kv.Errorf(kv.CodeCorruption, "a key's record is not there any more")
+		}
+		return again.value, nil
 	}
 	v := make([]byte, 0, rec.size)
 	for i := range rec.pieces() {

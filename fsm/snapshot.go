@@ -26,7 +26,7 @@ func (f *FSM) labelLocked() (snapshot.Label, error) {
 	return snapshot.Label{
 		Index: f.delivered, Term: f.deliveredTerm,
 		Configuration: f.configuration, ConfigurationIndex: f.configurationIndex,
-		Revision: uint64(f.rev), CompactRevision: uint64(f.small.compact),
+		Revision: uint64(f.rev), CompactRevision: uint64(max(f.small.compact, 1)) - 1,
 		State: f.small.encode(f.totals, f.digest), ClusterID: f.small.clusterID, ServerID: f.labelServer(), Time: time.Now().UTC(),
 	}, nil
 }

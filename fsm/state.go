@@ -29,6 +29,14 @@ type small struct {
 	term        uint64                     // highest term of an applied entry
 	leader      string                     // server id of that term's leader, if it said so
 
+	pins []pin // in the order in which they were made
+
+	// waiting has the outcomes that changed nothing, oldest first: they are written with
+	// the next revision.
+	waiting      []*outcome
+	waitingBy    map[onceHash]*outcome
+	waitingBytes int
+
 	staged      map[uint64]*stagedCommand // by chunk id, of the current term only
 	stagedOrder []uint64                  // oldest first
 	stagedBytes int
@@ -42,7 +50,7 @@ type stagedCommand struct {
 }
 
 func newSmall() *small {
-	return &small{records: map[string]kv.MemberRecord{}, staged: map[uint64]*stagedCommand{}}
+	return &small{records: map[string]kv.MemberRecord{}, staged: map[uint64]*stagedCommand{}, waitingBy: map[onceHash]*outcome{}}
 }
 
 // enter is called for each entry before its commands: it moves the clock, forwards
@@ -51,6 +59,7 @@ func (s *small) enter(index, term, stamp uint64) {
 	if stamp > s.clock {
 		s.clock = stamp
 	}
+	s.dropPins()
 	if term > s.term {
 		s.term = term
 		s.leader = ""
@@ -110,10 +119,11 @@ func (s *small) unstage(id uint64) {
 type totals struct {
 	keys    uint64 // live keys
 	written uint64 // bytes of keys and values of all changes so far
+	once    onceTable
 }
 
 // The label's state: version, length-prefixed JSON of the small fields, digest,
-// number of keys, staged commands.
+// number of keys, staged commands, outcomes that wait for a revision.
 const smallVersion = 1
 
 type smallJSON struct {
@@ -126,12 +136,16 @@ type smallJSON struct {
 	Leader      string             `json:"leader"`
 	Keys        uint64             `json:"keys"`
 	Written     uint64             `json:"written"`
+	Compact     kv.Revision        `json:"compact"`
+	Pins        []pin              `json:"pins,omitempty"`
+	Once        onceTable          `json:"once"`
 }
 
 func (s *small) encode(t totals, g *digest) []byte {
 	js := smallJSON{
 		ClusterID: s.clusterID, ClusterName: s.clusterName, Settings: s.settings,
 		Records: sortedRecords(s.records), Clock: s.clock, Term: s.term, Leader: s.leader, Keys: t.keys, Written: t.written,
+		Compact: s.compact, Pins: s.pins, Once: t.once,
 	}
 	b, err := json.Marshal(js)
 	if err != nil {
@@ -148,6 +162,14 @@ func (s *small) encode(t totals, g *digest) []byte {
 		e.uvarint(st.first)
 		e.uvarint(st.next)
 		e.bytes(st.data)
+	}
+	waiting := s.waiting
+	if mutantWaitingDropped {
+		waiting = nil
+	}
+	e.uvarint(uint64(len(waiting)))
+	for _, o := range waiting {
+		e.bytes(o.encode(o.body))
 	}
 	return e.b
 }
@@ -185,10 +207,19 @@ func decodeSmall(b []byte) (s *small, t totals, g *digest, err error) {
 		s.stagedOrder = append(s.stagedOrder, id)
 		s.stagedBytes += len(st.data)
 	}
+	n = d.count(2)
+	for range n {
+		o, err := decodeOutcome(append([]byte(nil), d.bytes()...))
+		if err != nil {
+			return nil, t, nil, fmt.Errorf("decode state: %w", err)
+		}
+		s.wait(o)
+	}
 	if err := d.end(); err != nil {
 		return nil, t, nil, fmt.Errorf("decode state: %w", err)
 	}
-	return s, totals{js.Keys, js.Written}, g, nil
+	s.compact, s.pins = js.Compact, js.Pins
+	return s, totals{js.Keys, js.Written, js.Once}, g, nil
 }
 
 func sortedRecords(m map[string]kv.MemberRecord) []kv.MemberRecord {

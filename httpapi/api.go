@@ -24,14 +24,56 @@ type Store interface {
 	// valid with kv.ErrNotFound too. A read with kv.Leader consistency is served on the
 	// leader only, elsewhere it fails with no-leader. timing is never nil.
 	Get(ctx context.Context, key string, o kv.ReadOptions, timing *kv.Timing) (kv.Item, kv.Revision, error)
+	// Scan reads a range at one revision. The scanner must be closed. ctx bounds the start
+	// only. Consistency levels are as for Get. timing is never nil.
+	Scan(ctx context.Context, q kv.Scan, o kv.ReadOptions, timing *kv.Timing) (Scanner, error)
+	// Watch follows changes, on any node. The watcher must be closed. ctx bounds the
+	// start only.
+	Watch(ctx context.Context, w kv.Watch) (Watcher, error)
+	// Compact lets history below rev go, as far as no pin holds it; leader only.
+	Compact(ctx context.Context, rev kv.Revision) (kv.Compaction, error)
+	// Pin holds history from rev on for ttl; leader only. Unpin ends it: not-found if
+	// there is no such pin.
+	Pin(ctx context.Context, rev kv.Revision, ttl time.Duration) (kv.Pin, error)
+	Unpin(ctx context.Context, id string) error
 	// Settings returns the cluster settings in force on this node.
 	Settings() kv.ClusterSettings
 	// SetSettings replaces the cluster settings; leader only, elsewhere no-leader.
 	SetSettings(ctx context.Context, s kv.ClusterSettings) error
 	// Revision is the newest revision this node has applied.
 	Revision() kv.Revision
+	// Now is the cluster's time, as far as this node knows it.
+	Now() time.Time
 	// Snapshot makes this node take its Raft snapshot and returns the log index it covers.
 	Snapshot(ctx context.Context) (index uint64, err error)
+}
+
+// Scanner walks the results of a scan. It is for one goroutine.
+type Scanner interface {
+	// Revision is the one that all results are of.
+	Revision() kv.Revision
+	// Next moves to the next result and says whether there is one.
+	Next() bool
+	// Entry is the current result; its value is valid until the next call of Next.
+	Entry() *kv.ScanEntry
+	// Err is why Next returned false, nil at the end of the range. It is kv.ErrCompacted
+	// if the results so far took so long that their revision is no longer kept.
+	Err() error
+	Close()
+}
+
+// Watcher is a watch under way. It is for one goroutine.
+type Watcher interface {
+	// Revision is the store's when the watch began, at least the cluster's when it was
+	// asked for; if kv.Watch.From was 0, everything after it will come.
+	Revision() kv.Revision
+	// Next waits for changes, or for kv.Watch.Progress to pass, or for ctx to end. A
+	// batch is bounded in size unless it is one revision. An error ends the watch; its
+	// code tells the watcher why: compacted if it fell behind the kept history,
+	// no-leader if this node has had none for long, not-ready if it is stopping or was
+	// removed.
+	Next(ctx context.Context) (kv.WatchBatch, error)
+	Close()
 }
 
 // Cluster is the membership as the handlers need it. AddMember, RemoveMember,
@@ -93,8 +135,13 @@ type Config struct {
 	// MaxInflightBytes bounds the bodies and proposals at work at once; beyond it a
 	// request is answered 429. Default 64 MiB.
 	MaxInflightBytes int64
-	// MaxConns bounds the open client connections; one more is turned away. Default 4096.
+	// MaxConns bounds the open client connections; one more is turned away. Default 16384.
 	MaxConns int
+	// MaxWatches bounds the watches at work at once; beyond it a request is answered 429.
+	// Default 16384.
+	MaxWatches int
+	// WatchProgress is how often a watch tells how far it is. Default 5 s.
+	WatchProgress time.Duration
 	// MaxHeaderBytes bounds a request's line and headers. Default 256 KiB: room for the
 	// longest key Sett can store, percent-encoded.
 	MaxHeaderBytes int
@@ -137,7 +184,13 @@ func (c Config) withDefaults() Config {
 		c.MaxInflightBytes = 64 << 20
 	}
 	if c.MaxConns <= 0 {
-		c.MaxConns = 4096
+		c.MaxConns = 16384
+	}
+	if c.MaxWatches <= 0 {
+		c.MaxWatches = 16384
+	}
+	if c.WatchProgress <= 0 {
+		c.WatchProgress = 5 * time.Second
 	}
 	if c.MaxHeaderBytes <= 0 {
 		c.MaxHeaderBytes = 256 << 10

@@ -24,7 +24,11 @@ type bodyState struct {
 	left int  // bytes until the read deadline moves
 	eof  bool // the whole body has been read
 	slow bool // reading ended at a deadline
+	// stop, if not nil, ends reading once it is closed and the read deadline has passed.
+	stop <-chan struct{}
 }
+
+var errBodyStopped = errors.New("reading of the body was stopped")
 
 func (b *bodyState) init(x *exchange) {
 	b.x, b.src = x, x.r.Body
@@ -46,6 +50,13 @@ func (b *bodyState) Read(p []byte) (int, error) {
 		}
 		_ = b.x.ctl.SetReadDeadline(d) // a recorder in a test has none
 		b.left = ProgressBytes
+		// Whoever stops closes stop first and moves the deadline into the past then: either
+		// the read ends at that deadline, or this sees it.
+		select {
+		case <-b.stop:
+			return 0, errBodyStopped
+		default:
+		}
 	}
 	n, err := b.src.Read(p)
 	b.left -= n

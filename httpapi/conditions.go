@@ -202,28 +202,3 @@ func wantsRange(h http.Header, r kv.Revision) bool {
 	rev, ok := parseETag(v)
 	return ok && rev == r
 }
-
-// acceptsJSON reports whether Accept lists application/json by name (and not with
-// q=0). Wildcards mean the raw value.
-func acceptsJSON(h http.Header) bool {
-	for _, line := range h.Values("Accept") {
-		for part := range strings.SplitSeq(line, ",") {
-			mediaType, args, _ := strings.Cut(part, ";")
-			if !strings.EqualFold(strings.TrimSpace(mediaType), "application/json") {
-				continue
-			}
-			refused := false
-			for arg := range strings.SplitSeq(args, ";") {
-				name, value, _ := strings.Cut(arg, "=")
-				if strings.EqualFold(strings.TrimSpace(name), "q") {
-					q, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-					refused = err == nil && q == 0
-				}
-			}
-			if !refused {
-				return true
-			}
-		}
-	}
-	return false
-}

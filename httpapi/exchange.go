@@ -48,6 +48,9 @@ type exchange struct {
 	params   params
 	timing   kv.Timing
 	deadline time.Time
+	timeout  time.Duration // from start to deadline
+	// onceKey is the request's idempotency key, or empty.
+	onceKey string
 	// forwardedBy is the node that forwarded the request here, or empty.
 	forwardedBy string
 	grant       grant
@@ -58,6 +61,9 @@ type exchange struct {
 	revisionKnown bool
 	// relayed says that the answer is the leader's: its headers are kept.
 	relayed bool
+	// paused says that the answer may rest for longer than a write may take.
+	paused bool
+	armed  bool // the write deadline was moved and nothing was written since
 
 	status int
 	sent   int64
@@ -182,22 +188,42 @@ func (x *exchange) Write(p []byte) (int, error) {
 	done := 0
 	for {
 		piece := p[done:min(len(p), done+ProgressBytes)]
-		if done > 0 {
+		if !x.armed {
 			x.extendWrite()
 		}
+		x.armed = false
 		n, err := x.ResponseWriter.Write(piece)
 		done += n
 		x.sent += int64(n)
 		if err != nil || done == len(p) {
+			x.rest()
 			return done, err
 		}
 	}
+}
+
+// rest takes the write deadline back while nothing is written, if the answer pauses:
+// over HTTP/2 a deadline ends a stream even if nobody writes to it.
+func (x *exchange) rest() {
+	if x.paused {
+		x.armed = false
+		_ = x.ctl.SetWriteDeadline(time.Time{}) // as extendWrite
+	}
+}
+
+// flush sends what was written, within the time that a write may take.
+func (x *exchange) flush() error {
+	x.extendWrite()
+	err := x.ctl.Flush()
+	x.rest()
+	return err
 }
 
 // extendWrite moves the write deadline. Not every ResponseWriter has one (a test's
 // recorder); over a connection it can only fail because that is gone.
 func (x *exchange) extendWrite() {
 	_ = x.ctl.SetWriteDeadline(time.Now().Add(x.s.cfg.ProgressTimeout))
+	x.armed = true
 }
 
 // writeBytes answers with a whole body.

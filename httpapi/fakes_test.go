@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"math"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -14,144 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/settkv/sett/kv"
 )
-
-// fakeStore is a store of the newest state in memory. Its
-// hooks, if set, answer instead unless they return errGoOn.
-type fakeStore struct {
-	onTxn func(ctx context.Context, t kv.Txn) (kv.TxnResult, error)
-	onGet func(ctx context.Context, key string, o kv.ReadOptions) (kv.Item, kv.Revision, error)
-
-	mu       sync.Mutex
-	rev      kv.Revision
-	items    map[string]kv.Item
-	settings kv.ClusterSettings
-	txns     []kv.Txn
-	reads    []kv.ReadOptions
-	now      time.Time
-}
-
-func newFakeStore() *fakeStore {
-	return &fakeStore{
-		items: map[string]kv.Item{}, now: time.Date(2030, 1, 2, 3, 4, 5, 678e6, time.UTC),
-		settings: kv.ClusterSettings{HistoryRetention: time.Hour, MaxKeyBytes: 64, MaxValueBytes: 1 << 20, MaxRequestBytes: 2 << 20},
-	}
-}
-
-func (f *fakeStore) Txn(ctx context.Context, t kv.Txn, timing *kv.Timing) (kv.TxnResult, error) {
-	if f.onTxn != nil {
-		if r, err := f.onTxn(ctx, t); !errors.Is(err, errGoOn) {
-			return r, err
-		}
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	timing.Replicate, timing.Apply = 20*time.Microsecond, 10*time.Microsecond
-	f.txns = append(f.txns, t)
-	for _, c := range t.If {
-		it, have := f.items[c.Key]
-		holds := uint64(it.ModRevision) == c.Number
-		if c.Target == kv.CondExists {
-			holds = have == (c.Number == 1)
-		}
-		if !holds {
-			return kv.TxnResult{Revision: f.rev, FailedRevision: it.ModRevision}, nil
-		}
-	}
-	op := t.Then[0]
-	old, have := f.items[op.Key]
-	res := kv.OpResult{Kind: op.Kind, Created: !have}
-	if have && op.Previous {
-		res.Previous = &old
-	}
-	next := old
-	next.Key, next.ModRevision, next.Version = op.Key, f.rev+1, old.Version+1
-	if !have {
-		next.CreateRevision = f.rev + 1
-	}
-	switch op.Kind {
-	case kv.OpPut:
-		next.Value, next.ContentType, next.ExpiresAt = op.Value, op.ContentType, time.Time{}
-		if op.TTL > 0 {
-			next.ExpiresAt = f.now.Add(op.TTL)
-		}
-	case kv.OpAppend:
-		next.Value = append(append([]byte{}, old.Value...), op.Value...)
-	case kv.OpIncr:
-		n, err := strconv.ParseInt(string(old.Value), 10, 64)
-		if have && err != nil || n > 0 && op.By > math.MaxInt64-n {
-			return kv.TxnResult{Revision: f.rev}, kv.Errorf(kv.CodeConflict, "the value is no 64-bit integer, or the sum is none")
-		}
-		res.Number = n + op.By
-		next.Value = strconv.AppendInt(nil, res.Number, 10)
-	case kv.OpTouch:
-		if !have {
-			return kv.TxnResult{Revision: f.rev}, kv.Errorf(kv.CodeNotFound, "no such key")
-		}
-		next.ExpiresAt = f.now.Add(op.TTL)
-	case kv.OpDelete:
-		if !have {
-			return kv.TxnResult{Succeeded: true, Revision: f.rev, Ops: []kv.OpResult{res}}, nil
-		}
-		f.rev++
-		delete(f.items, op.Key)
-		res.Deleted = 1
-		return kv.TxnResult{Succeeded: true, Revision: f.rev, Ops: []kv.OpResult{res}}, nil
-	}
-	f.rev++
-	f.items[op.Key] = next
-	res.ModRevision = f.rev
-	return kv.TxnResult{Succeeded: true, Revision: f.rev, Ops: []kv.OpResult{res}}, nil
-}
-
-func (f *fakeStore) Get(ctx context.Context, key string, o kv.ReadOptions, timing *kv.Timing) (kv.Item, kv.Revision, error) {
-	if f.onGet != nil {
-		if it, rev, err := f.onGet(ctx, key, o); !errors.Is(err, errGoOn) {
-			return it, rev, err
-		}
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	timing.Read = time.Millisecond
-	f.reads = append(f.reads, o)
-	rev := f.rev
-	if o.Revision != 0 {
-		rev = o.Revision
-	}
-	it, ok := f.items[key]
-	if !ok || it.ModRevision > rev {
-		return kv.Item{}, rev, kv.Errorf(kv.CodeNotFound, "no such key")
-	}
-	return it, rev, nil
-}
-
-func (f *fakeStore) Settings() kv.ClusterSettings {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.settings
-}
-
-func (f *fakeStore) SetSettings(_ context.Context, s kv.ClusterSettings) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.settings = s
-	return nil
-}
-
-func (f *fakeStore) Revision() kv.Revision {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.rev
-}
-
-func (f *fakeStore) Snapshot(context.Context) (uint64, error) { return 77, nil }
-
-func (f *fakeStore) txnCount() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return len(f.txns)
-}
 
 // fakeCluster is a membership that a test steers.
 type fakeCluster struct {
@@ -395,3 +260,5 @@ func eventually(t testing.TB, what string, cond func() bool) {
 var errGoOn = errors.New("go on")
 
 var errSecret = errors.New("secret internal detail")
+
+func newTestRegistry() *prometheus.Registry { return prometheus.NewRegistry() }

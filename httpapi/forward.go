@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -53,10 +54,15 @@ func (f *forwarder) roundTrip(req *http.Request, sent *atomic.Bool) (*http.Respo
 	if directForwards && req.URL.Scheme == "http" && req.ContentLength <= directBodyBytes {
 		return f.direct.roundTrip(req, sent)
 	}
+	// The transport begins anew by itself if nothing was written, if the method is safe to
+	// repeat, or if there is an Idempotency-Key. In the last case bytes may have arrived.
+	keyed := len(req.Header.Values(headerIdempotencyKey)) > 0
 	trace := &httptrace.ClientTrace{
-		// The transport begins anew by itself only if nothing was written, or for a method
-		// that is safe to repeat.
-		GetConn: func(string) { sent.Store(false) },
+		GetConn: func(string) {
+			if !keyed {
+				sent.Store(false)
+			}
+		},
 		GotConn: func(httptrace.GotConnInfo) { sent.Store(true) },
 	}
 	return f.transport.RoundTrip(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
@@ -95,14 +101,44 @@ func (x *exchange) awaitLeader(ctx context.Context, changed <-chan struct{}, pau
 	return ctx.Err() == nil
 }
 
-// onLeader does something that only the leader can: here by local if this node leads,
-// else by forwarding the request with body. While there is no leader it waits and
-// tries again, until ctx ends. relayed reports that the leader's answer has been
-// passed on and nothing is left to do.
+// leaderCall is something that only the leader can do.
+type leaderCall struct {
+	// local does it on this node.
+	local func(context.Context) error
+	// body is sent with the request when it is forwarded.
+	body []byte
+	// header is added to the request when it is forwarded.
+	header http.Header
+	// answer takes the leader's good answer. If nil, the answer is passed on to the
+	// client, whatever it is; else a bad one is an error.
+	answer func(body []byte, h http.Header) error
+	// stream says that ctx bounds the time until the answer begins, not the answer.
+	stream bool
+	// repeat says that the state machine knows the request again, so that an attempt whose
+	// fate is unknown may be made again.
+	repeat bool
+	// patient says that a leader that is overloaded is asked again.
+	patient bool
+	// unsure is set once the fate of an attempt is unknown.
+	unsure bool
+}
+
+// again reports whether the call may be made again after err.
+func (c *leaderCall) again(err error, write bool) bool {
+	if worthRetry(err, write) || (c.patient && errors.Is(err, kv.ErrOverloaded)) {
+		return true
+	}
+	return c.repeat && inDoubt(err)
+}
+
+// onLeader does call, here if this node leads, else by forwarding the request. While
+// there is no leader it waits and tries again, until ctx ends. relayed reports that the
+// leader's answer has been passed on and nothing is left to do.
 //
 // Invariant 25: an attempt is repeated only if the last one is known not to have been
-// applied, and a request that was forwarded once is not forwarded again.
-func (x *exchange) onLeader(ctx context.Context, body []byte, local func(context.Context) error) (relayed bool, err error) {
+// applied, or if it has an idempotency key; and a request that was forwarded once is not
+// forwarded again.
+func (x *exchange) onLeader(ctx context.Context, call *leaderCall) (relayed bool, err error) {
 	c := x.s.cfg.Cluster
 	pause := firstRetry
 	for {
@@ -110,21 +146,22 @@ func (x *exchange) onLeader(ctx context.Context, body []byte, local func(context
 		id, addr, known := c.Leader()
 		switch {
 		case c.IsLeader():
-			err = local(ctx)
+			err = call.local(ctx)
 		case x.forwardedBy != "":
 			return false, errNoLeader()
 		case known && id != c.Self():
 			if x.params.flag("redirect") {
 				return true, x.redirectTo(addr)
 			}
-			relayed, err = x.forward(ctx, addr, body)
+			relayed, err = x.forward(ctx, addr, call)
 			if relayed {
 				return true, nil
 			}
 		default:
 			err = errNoLeader()
 		}
-		if !worthRetry(err, x.write) || x.forwardedBy != "" {
+		call.unsure = call.unsure || (call.repeat && inDoubt(err))
+		if err == nil || !call.again(err, x.write) || x.forwardedBy != "" {
 			return false, err
 		}
 		if !x.awaitLeader(ctx, changed, pause) {
@@ -208,24 +245,30 @@ func safeQuery(q string) string {
 //
 // Invariant 24: from the moment that a connection is at hand, bytes may have reached
 // the leader, and a write without an answer is of unknown outcome.
-func (x *exchange) forward(ctx context.Context, addr string, body []byte) (relayed bool, err error) {
+func (x *exchange) forward(ctx context.Context, addr string, call *leaderCall) (relayed bool, err error) {
 	u, err := leaderURL(addr, x.r.URL)
 	if err != nil {
 		return false, err
 	}
 	began := time.Now()
 	var sent atomic.Bool
-	rctx, cancel := context.WithCancel(ctx)
+	rctx, cancel := context.WithCancel(x.r.Context())
 	defer cancel()
+	stopTimeout, stopTenure := context.AfterFunc(ctx, cancel), func() bool { return true }
 	if t := x.s.tenures.of(addr); t != nil {
-		defer context.AfterFunc(t.ctx, cancel)()
+		stopTenure = context.AfterFunc(t.ctx, cancel)
 	}
-	req, err := http.NewRequestWithContext(rctx, x.r.Method, u.String(), bytes.NewReader(body))
+	defer func() {
+		stopTimeout()
+		stopTenure()
+	}()
+	req, err := http.NewRequestWithContext(rctx, x.r.Method, u.String(), bytes.NewReader(call.body))
 	if err != nil {
 		return false, err
 	}
 	req.URL = u
 	x.forwardHeaders(ctx, req.Header)
+	maps.Copy(req.Header, call.header)
 
 	resp, err := x.s.forward.roundTrip(req, &sent)
 	if err != nil {
@@ -233,13 +276,13 @@ func (x *exchange) forward(ctx context.Context, addr string, body []byte) (relay
 	}
 	defer func() { _ = resp.Body.Close() }()
 	var head []byte
-	if resp.ContentLength <= relayBufferBytes {
+	if resp.ContentLength <= relayBufferBytes && !(call.stream && resp.StatusCode == http.StatusOK) {
 		head, err = io.ReadAll(io.LimitReader(resp.Body, relayBufferBytes))
 		if err != nil {
 			return false, x.lostForward(ctx, err, true)
 		}
 	}
-	if err := refusedForward(resp, head, x.write); err != nil {
+	if err := call.refused(resp, head, x.write); err != nil {
 		x.s.metrics.forwards.WithLabelValues("refused").Inc()
 		return false, err
 	}
@@ -250,6 +293,15 @@ func (x *exchange) forward(ctx context.Context, addr string, body []byte) (relay
 	x.s.metrics.forwards.WithLabelValues("answered").Inc()
 	x.timing = parseServerTiming(resp.Header.Get("Server-Timing"))
 	x.timing.Forward = max(0, time.Since(began)-x.timing.Queue-x.timing.Replicate-x.timing.Apply-x.timing.Read)
+	if call.answer != nil {
+		return false, call.answer(head, resp.Header)
+	}
+	if call.stream {
+		// What the leader has begun to send is good, however long it takes and whoever leads next.
+		stopTimeout()
+		stopTenure()
+		x.paused = true
+	}
 	return true, x.relay(resp, head)
 }
 
@@ -273,20 +325,25 @@ func (x *exchange) lostForward(ctx context.Context, err error, sent bool) error 
 	return e
 }
 
-// refusedForward returns the leader's error if it is worth another attempt.
-func refusedForward(resp *http.Response, body []byte, write bool) error {
-	if resp.StatusCode != http.StatusServiceUnavailable {
+// refused returns the leader's error if it is not to be passed on as it is: because
+// another attempt is worth it, because the fate of an earlier one is open, or because
+// the call takes its answer itself.
+func (c *leaderCall) refused(resp *http.Response, body []byte, write bool) error {
+	if resp.StatusCode < http.StatusBadRequest {
+		return nil
+	}
+	if resp.StatusCode != http.StatusServiceUnavailable && c.answer == nil && !c.repeat {
 		return nil
 	}
 	var p problem
-	if err := json.Unmarshal(body, &p); err != nil {
-		return nil //nolint:nilerr // not a problem of ours: passed on as it is
+	if err := json.Unmarshal(body, &p); err != nil || p.Code == "" {
+		return nil //nolint:nilerr // not a problem of ours: it has no Sett-Served-By either
 	}
-	e := &kv.Error{Code: p.Code, Outcome: p.Outcome, Msg: p.Detail, Leader: p.Leader}
-	if !worthRetry(e, write) {
-		return nil
+	e := p.kvError()
+	if c.answer != nil || worthRetry(e, write) || !c.lastWord(e) {
+		return p.detailed(e)
 	}
-	return e
+	return nil
 }
 
 // hopHeaders are those of one connection, or that the far side makes itself.
@@ -365,6 +422,7 @@ func (x *exchange) relay(resp *http.Response, head []byte) error {
 		}
 		if err != nil {
 			// The status is out: a broken connection is the only way to say that this is not all.
+			_ = x.flush() // what has come may say why
 			panic(http.ErrAbortHandler)
 		}
 	}

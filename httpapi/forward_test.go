@@ -62,8 +62,8 @@ func TestForwardWrites(t *testing.T) {
 	if got := p.leader.store.txns[0].Then[0]; got.Key != "a//b/..\x00\xff/" || got.ContentType != "text/x" || got.TTL != 10*time.Second {
 		t.Errorf("the leader got %+v", got)
 	}
-	if _, ok := p.leader.store.items["n+ 1"]; !ok {
-		t.Errorf("the leader has %v", p.leader.store.items)
+	if !p.leader.store.has("n+ 1") {
+		t.Errorf("the leader has %v", p.leader.store.hist)
 	}
 	timing := p.asked.do(t, "PUT", "/v1/kv/t?timing=1", "v").Header().Values("Server-Timing")
 	if len(timing) != 1 || !strings.Contains(timing[0], "replicate;dur=0.020, apply;dur=0.010") || strings.HasPrefix(timing[0], "forward;dur=0.000") {

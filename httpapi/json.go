@@ -2,61 +2,20 @@ package httpapi
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
-	"time"
-	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/settkv/sett/kv"
 )
-
-// itemJSON is the JSON form of a key. Exactly one of each pair of a text and its
-// base64 form is set.
-type itemJSON struct {
-	Key            *string     `json:"key,omitempty"`
-	KeyBase64      []byte      `json:"key_base64,omitempty"`
-	Value          *string     `json:"value,omitempty"`
-	ValueBase64    []byte      `json:"value_base64,omitempty"`
-	CreateRevision kv.Revision `json:"create_revision"`
-	ModRevision    kv.Revision `json:"mod_revision"`
-	Version        uint64      `json:"version"`
-	ContentType    string      `json:"content_type,omitempty"`
-	ExpiresAt      string      `json:"expires_at,omitempty"`
-}
-
-func newItemJSON(it *kv.Item) *itemJSON {
-	if it == nil {
-		return nil
-	}
-	j := &itemJSON{
-		CreateRevision: it.CreateRevision, ModRevision: it.ModRevision, Version: it.Version,
-		ContentType: it.ContentType, ExpiresAt: timeText(it.ExpiresAt),
-	}
-	if utf8.ValidString(it.Key) {
-		j.Key = &it.Key
-	} else {
-		j.KeyBase64 = []byte(it.Key)
-	}
-	if utf8.Valid(it.Value) {
-		v := string(it.Value)
-		j.Value = &v
-	} else {
-		j.ValueBase64 = it.Value
-	}
-	return j
-}
-
-// timeText is a time as RFC 3339 in UTC with up to millisecond digits, empty for the
-// zero time.
-func timeText(t time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	return t.UTC().Format("2006-01-02T15:04:05.999Z07:00")
-}
 
 // writeJSON answers with v and a line feed.
 func (x *exchange) writeJSON(status int, v any) error {
@@ -69,101 +28,277 @@ func (x *exchange) writeJSON(status int, v any) error {
 	return x.writeBytes(status, "application/json", b.Bytes())
 }
 
-// object is a JSON object as read from a request, a raw value a field. Handlers take
-// their fields out of it; what is left is unknown.
-type object map[string]json.RawMessage
+// jsonReader reads the JSON of a request, strictly: UTF-8, no name twice, names whose
+// case counts, no null, nothing after the value. What it returns is a copy of the
+// data's bytes. It can be reset and used again; it is for one goroutine.
+type jsonReader struct {
+	src bytes.Buffer
+	dec *jsontext.Decoder
+}
+
+func newJSONReader(data []byte) *jsonReader {
+	j := &jsonReader{src: *bytes.NewBuffer(data)}
+	j.dec = jsontext.NewDecoder(&j.src)
+	return j
+}
+
+// reset makes j read data.
+func (j *jsonReader) reset(data []byte) {
+	j.src = *bytes.NewBuffer(data)
+	j.dec.Reset(&j.src)
+}
 
 func badJSON(format string, args ...any) *kv.Error {
 	return kv.Errorf(kv.CodeInvalidArgument, "the JSON body "+format, args...)
 }
 
-// parseObject reads one JSON object, strictly: UTF-8, no duplicate field, nothing
-// after it. encoding/json alone would take the last of two fields, match their names
-// whatever the case, and replace bad bytes.
-func parseObject(data []byte) (object, error) {
-	if !utf8.Valid(data) {
-		return nil, badJSON("is not valid UTF-8")
-	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
-		return nil, badJSON("is not an object")
-	}
-	o := object{}
-	for dec.More() {
-		t, err := dec.Token()
-		name, ok := t.(string)
-		if err != nil || !ok {
-			return nil, badJSON("is malformed")
-		}
-		var v json.RawMessage
-		if err := dec.Decode(&v); err != nil {
-			return nil, badJSON("is malformed at field %s", quote(name))
-		}
-		if _, twice := o[name]; twice {
-			return nil, badJSON("has field %s twice", quote(name))
-		}
-		o[name] = v
-	}
-	if _, err := dec.Token(); err != nil {
-		return nil, badJSON("is malformed or cut short")
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, badJSON("is followed by something")
-	}
-	return o, nil
+// bad is the error of the value that comes next, or was read last.
+func (j *jsonReader) bad(format string, args ...any) error {
+	return badJSON("has a bad value"+j.where()+": "+format, args...)
 }
 
-// take reads a field into v, a pointer, and removes it; it reports whether the field
-// was there. null is no value of any field.
-func (o object) take(name string, v any) (bool, error) {
-	raw, ok := o[name]
-	if !ok {
-		return false, nil
+// where names the place of what was read last.
+func (j *jsonReader) where() string {
+	p := string(j.dec.StackPointer())
+	if p == "" {
+		return ""
 	}
-	delete(o, name)
-	if string(raw) == "null" {
-		return false, badJSON("has null for field %s; leave it out instead", quote(name))
-	}
-	if err := json.Unmarshal(raw, v); err != nil {
-		return false, badJSON("has a bad value for field %s: it takes %s", quote(name), kindOf(v))
-	}
-	return true, nil
+	return " at " + strings.ReplaceAll(quote(p), "%", "%%")
 }
 
-func kindOf(v any) string {
-	switch v.(type) {
-	case *string:
-		return "text"
-	case *bool:
-		return "true or false"
+// malformed is the error of what is no JSON.
+func (j *jsonReader) malformed(err error) error {
+	var syntax *jsontext.SyntacticError
+	switch {
+	case errors.Is(err, io.EOF):
+		return badJSON("is empty")
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return badJSON("is cut short")
+	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntax):
+		return badJSON("has a field twice: %s", quote(string(syntax.JSONPointer)))
+	case errors.As(err, &syntax):
+		return badJSON("is malformed at byte %d: %s", syntax.ByteOffset, syntax.Err)
 	}
-	return "a whole number, not negative"
+	return badJSON("is malformed")
 }
 
-// done reports the fields that nobody took.
-func (o object) done(known ...string) error {
-	for name := range o {
-		return badJSON("has an unknown field %s; it takes %s", quote(name), strings.Join(known, ", "))
+// expect reads the beginning or the end of an object or array.
+func (j *jsonReader) expect(kind jsontext.Kind, what string) error {
+	switch got := j.dec.PeekKind(); got {
+	case kind:
+	case jsontext.KindInvalid:
+	case 'n':
+		return j.bad("it is null; leave the field out instead")
+	default:
+		return j.bad("it takes %s", what)
+	}
+	if _, err := j.dec.ReadToken(); err != nil {
+		return j.malformed(err)
 	}
 	return nil
 }
 
-// readObject reads the request's body as a JSON object of at most MaxAdminBodyBytes.
-// No body is an empty object if optional.
-func (x *exchange) readObject(optional bool) (object, []byte, error) {
-	body, err := x.readBody("body", MaxAdminBodyBytes)
+// object reads an object; field reads the value of the field of that name.
+func (j *jsonReader) object(field func(name string) error) error {
+	if err := j.expect('{', "an object"); err != nil {
+		return err
+	}
+	for j.dec.PeekKind() != '}' {
+		t, err := j.dec.ReadToken()
+		if err != nil {
+			return j.malformed(err)
+		}
+		if err := field(t.String()); err != nil {
+			return err
+		}
+	}
+	return j.expect('}', "an object")
+}
+
+// array reads an array; element reads the next element.
+func (j *jsonReader) array(element func() error) error {
+	if err := j.expect('[', "an array"); err != nil {
+		return err
+	}
+	for {
+		switch j.dec.PeekKind() {
+		case ']', jsontext.KindInvalid:
+			return j.expect(']', "an array")
+		}
+		if err := element(); err != nil {
+			return err
+		}
+	}
+}
+
+// fields reads an object whose fields are those of set, each at most once.
+func (j *jsonReader) fields(set map[string]func() error) error {
+	return j.object(func(name string) error {
+		read, ok := set[name]
+		if !ok {
+			return j.unknown(name, slices.Sorted(maps.Keys(set))...)
+		}
+		return read()
+	})
+}
+
+// unknown is the error of a field that the object does not take.
+func (j *jsonReader) unknown(name string, known ...string) error {
+	return badJSON("has an unknown field %s; here it takes %s", quote(name), strings.Join(known, ", "))
+}
+
+// end verifies that nothing follows.
+func (j *jsonReader) end() error {
+	_, err := j.dec.ReadToken()
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err == nil:
+		return badJSON("is followed by something")
+	}
+	return j.malformed(err)
+}
+
+// scalar returns the next value, raw and valid until the next is read.
+func (j *jsonReader) scalar(kind jsontext.Kind, what string) ([]byte, error) {
+	switch got := j.dec.PeekKind(); got {
+	case kind, jsontext.KindInvalid:
+	case 'n':
+		return nil, j.bad("it is null; leave the field out instead")
+	default:
+		return nil, j.bad("it takes %s", what)
+	}
+	raw, err := j.dec.ReadValue()
+	if err != nil {
+		return nil, j.malformed(err)
+	}
+	return raw, nil
+}
+
+// bytes reads a text.
+func (j *jsonReader) bytes() ([]byte, error) {
+	raw, err := j.scalar('"', "text")
+	if err != nil {
+		return nil, err
+	}
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return append(make([]byte, 0, len(raw)-2), raw[1:len(raw)-1]...), nil
+	}
+	b, err := jsontext.AppendUnquote(make([]byte, 0, len(raw)), raw)
+	if err != nil {
+		return nil, j.malformed(err)
+	}
+	return b, nil
+}
+
+func (j *jsonReader) text() (string, error) {
+	raw, err := j.scalar('"', "text")
+	if err != nil {
+		return "", err
+	}
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return string(raw[1 : len(raw)-1]), nil
+	}
+	b, err := jsontext.AppendUnquote(nil, raw)
+	if err != nil {
+		return "", j.malformed(err)
+	}
+	return string(b), nil
+}
+
+// base64 reads bytes in the standard alphabet, padded.
+func (j *jsonReader) base64() ([]byte, error) {
+	text, err := j.bytes()
+	if err != nil {
+		return nil, err
+	}
+	// The decoder skips line ends, which are no part of the alphabet.
+	if bytes.ContainsAny(text, "\r\n") {
+		return nil, j.badBase64()
+	}
+	b := make([]byte, base64.StdEncoding.DecodedLen(len(text)))
+	n, err := base64.StdEncoding.Strict().Decode(b, text)
+	if err != nil {
+		return nil, j.badBase64()
+	}
+	return b[:n], nil
+}
+
+func (j *jsonReader) badBase64() error {
+	return j.bad("it takes base64 of the standard alphabet, padded")
+}
+
+func (j *jsonReader) boolean() (bool, error) {
+	k := j.dec.PeekKind()
+	if k == 'f' {
+		k = 't'
+	}
+	if k != 't' {
+		_, err := j.scalar('t', "true or false")
+		return false, err
+	}
+	raw, err := j.dec.ReadValue()
+	if err != nil {
+		return false, j.malformed(err)
+	}
+	return string(raw) == "true", nil
+}
+
+const aWholeNumber = "a whole number"
+
+func (j *jsonReader) uint64() (uint64, error) {
+	raw, err := j.scalar('0', aWholeNumber)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(string(raw), 10, 64)
+	if err != nil {
+		return 0, j.bad("it takes a whole number from 0 to 2^64-1, without fraction or exponent")
+	}
+	return n, nil
+}
+
+func (j *jsonReader) int64() (int64, error) {
+	raw, err := j.scalar('0', aWholeNumber)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(string(raw), 10, 64)
+	if err != nil {
+		return 0, j.bad("it takes a whole number of 64 bits, without fraction or exponent")
+	}
+	return n, nil
+}
+
+// readInto returns a reader of one field into *to.
+func readInto[T any](read func() (T, error), to *T) func() error {
+	return func() error {
+		v, err := read()
+		*to = v
+		return err
+	}
+}
+
+// readFields reads the request's body, of at most MaxAdminBodyBytes, as one JSON
+// object with the fields of set, and returns it. j reads what set is to read. No body
+// is an empty object if optional.
+func (x *exchange) readFields(optional bool, set func(j *jsonReader) map[string]func() error) (body []byte, err error) {
+	body, err = x.readBody("body", MaxAdminBodyBytes)
 	if err != nil {
 		var e *kv.Error
 		if errors.As(err, &e) && e.Code == kv.CodeTooLarge {
 			e.Msg = "the body of this request may have 64 KiB"
 		}
-		return nil, nil, err
+		return nil, err
 	}
 	if optional && len(body) == 0 {
-		return object{}, nil, nil
+		return body, nil
 	}
-	o, err := parseObject(body)
-	return o, body, err
+	j := newJSONReader(body)
+	if err := j.fields(set(j)); err != nil {
+		return nil, err
+	}
+	return body, j.end()
 }
 
 var _ http.ResponseWriter = (*exchange)(nil)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -38,7 +37,7 @@ func pathKey(escapedPath string) (string, error) {
 // key is the key that the request names, within the limits.
 func (x *exchange) key() (string, error) {
 	var key string
-	if x.route == routeKeyQuery {
+	if x.route != routeKey {
 		if !x.params.has("key") {
 			return "", kv.Errorf(kv.CodeInvalidArgument, "name a key: /v1/kv/{key} or /v1/kv?key=K")
 		}
@@ -103,14 +102,11 @@ func (s *Server) getKey(ctx context.Context, x *exchange) error {
 		item = it
 		return err
 	}
-	if opts.Consistency == kv.Leader {
-		relayed, err := x.onLeader(ctx, nil, read)
-		if relayed {
-			return nil
-		}
-		return x.answerItem(item, ifMatch, err)
+	relayed, err := x.read(ctx, opts.Consistency, &leaderCall{local: read})
+	if relayed {
+		return nil
 	}
-	return x.answerItem(item, ifMatch, x.whenLed(ctx, opts.Consistency, read))
+	return x.answerItem(item, ifMatch, err)
 }
 
 // answerItem maps the outcome of a read to its answer.
@@ -146,8 +142,11 @@ func (x *exchange) answerItem(item kv.Item, ifMatch match, err error) error {
 			return err
 		}
 	}
-	if acceptsJSON(x.r.Header) {
-		return x.writeJSON(http.StatusOK, newItemJSON(&item))
+	if accepts(x.r.Header, "application/json") {
+		buf := x.s.buffers.get()
+		defer x.s.buffers.put(buf)
+		*buf = append(appendItem(*buf, &item, false), '\n')
+		return x.writeBytes(http.StatusOK, "application/json", *buf)
 	}
 	contentType := item.ContentType
 	if contentType == "" {
@@ -291,8 +290,8 @@ func (x *exchange) write1(ctx context.Context, t kv.Txn, answer func(kv.OpResult
 	if err := x.refuseHeaders("Content-Range"); err != nil {
 		return err
 	}
-	if v := x.r.Header.Get("Content-Encoding"); v != "" && !strings.EqualFold(v, "identity") {
-		return kv.Errorf(kv.CodeInvalidArgument, "values are stored byte for byte and without a Content-Encoding; send it as the Content-Type, or decoded")
+	if err := x.refuseEncoding(); err != nil {
+		return err
 	}
 	takesValue := op.Kind == kv.OpPut || op.Kind == kv.OpAppend
 	limits := x.s.limits()
@@ -320,17 +319,9 @@ func (x *exchange) write1(ctx context.Context, t kv.Txn, answer func(kv.OpResult
 		}
 	}
 
-	var result kv.TxnResult
-	relayed, err := x.onLeader(ctx, op.Value, func(ctx context.Context) error {
-		var err error
-		result, err = x.s.cfg.Store.Txn(ctx, t, &x.timing)
-		return err
-	})
+	result, relayed, err := x.transact(ctx, op.Value, func() (kv.Txn, error) { return t, nil })
 	if relayed {
 		return nil
-	}
-	if err == nil || result.Revision != 0 {
-		x.setRevision(result.Revision)
 	}
 	switch {
 	case err != nil:
@@ -343,7 +334,7 @@ func (x *exchange) write1(ctx context.Context, t kv.Txn, answer func(kv.OpResult
 		e.CurrentRevision = result.FailedRevision
 		return e
 	case len(result.Ops) != 1:
-		return kv.Errorf(kv.CodeInternal, "internal error; see the node's log")
+		return errBadResult()
 	}
 	r := result.Ops[0]
 	if op.Kind != kv.OpDelete {
@@ -353,7 +344,7 @@ func (x *exchange) write1(ctx context.Context, t kv.Txn, answer func(kv.OpResult
 }
 
 func (x *exchange) writePrevious(r kv.OpResult) error {
-	return x.writeJSON(http.StatusOK, newItemJSON(r.Previous))
+	return x.writeBytes(http.StatusOK, "application/json", append(appendItemOrNull(nil, r.Previous), '\n'))
 }
 
 // refuseHeaders refuses conditions that this request would have to ignore.
@@ -366,18 +357,29 @@ func (x *exchange) refuseHeaders(names ...string) error {
 	return nil
 }
 
-// storedContentType is the Content-Type that a PUT stores; it must be fit to be sent
-// as a header again.
+// refuseEncoding refuses a body that is not what it is.
+func (x *exchange) refuseEncoding() error {
+	if v := x.r.Header.Get("Content-Encoding"); v != "" && !strings.EqualFold(v, "identity") {
+		return kv.Errorf(kv.CodeInvalidArgument, "bodies are taken byte for byte and without a Content-Encoding; send it decoded, or a value's as its Content-Type")
+	}
+	return nil
+}
+
+// storedContentType is the Content-Type that a PUT stores.
 func storedContentType(h http.Header) (string, error) {
 	v, _, err := singleHeader(h, "Content-Type")
 	if err != nil {
 		return "", err
 	}
-	bad := len(v) > maxContentTypeBytes || slices.ContainsFunc([]byte(v), func(c byte) bool { return c < ' ' || c > '~' })
-	if bad {
-		return "", kv.Errorf(kv.CodeInvalidArgument, "Content-Type may have %d bytes of printable ASCII", maxContentTypeBytes)
+	return v, checkContentType(v)
+}
+
+// checkContentType refuses what is not fit to be sent as a header again.
+func checkContentType(v string) error {
+	if len(v) > maxContentTypeBytes || strings.ContainsFunc(v, func(c rune) bool { return c < ' ' || c > '~' }) {
+		return kv.Errorf(kv.CodeInvalidArgument, "a content type may have %d bytes of printable ASCII", maxContentTypeBytes)
 	}
-	return v, nil
+	return nil
 }
 
 // whenLed does a read that this node serves itself, again while it fails for want of

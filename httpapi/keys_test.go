@@ -280,7 +280,7 @@ func TestBadQueries(t *testing.T) {
 		"GET /v1/kv/a?max_staleness=1s", "GET /v1/kv/a?consistency=stale&max_staleness=0", "GET /v1/kv/a?consistency=stale&max_staleness=-1s", "GET /v1/kv/a?consistency=stale&max_staleness=x",
 		"GET /v1/kv/a?timeout=0", "GET /v1/kv/a?timeout=-1s", "GET /v1/kv/a?timeout=11m", "GET /v1/kv/a?timeout=soon", "GET /v1/kv/a?timing=maybe", "GET /v1/kv/a?redirect=2",
 		"PUT /v1/kv/a?ttl=", "PUT /v1/kv/a?ttl=0", "PUT /v1/kv/a?ttl=99ms", "PUT /v1/kv/a?ttl=0.09", "PUT /v1/kv/a?ttl=-5", "PUT /v1/kv/a?ttl=876601h", "PUT /v1/kv/a?ttl=3155760001", "PUT /v1/kv/a?ttl=1e3", "PUT /v1/kv/a?ttl=9999999999999999999999", "PUT /v1/kv/a?ttl=NaN", "PUT /v1/kv/a?ttl=1.2.3",
-		"GET /v1/kv", "GET /v1/kv?", "GET /v1/kv?key=", "GET /v1/kv/", "PUT /v1/kv/", "GET /v1/kv?prefix=a", "DELETE /v1/kv?prefix=a", "POST /v1/kv",
+		"GET /v1/kv?key=", "GET /v1/kv/", "PUT /v1/kv/", "PUT /v1/kv", "PUT /v1/kv?prefix=a", "DELETE /v1/kv", "DELETE /v1/kv?prefix=", "POST /v1/kv",
 		"GET /v1/status?verbose=1", "GET /v1/cluster?key=a", "GET /livez?x=1", "GET /readyz?verbose=2", "GET /metrics?x=1", "GET /readyz?timeout=1s",
 	} {
 		runSteps(t, f, []step{{req: req, status: 400, code: kv.CodeInvalidArgument}})
@@ -288,7 +288,7 @@ func TestBadQueries(t *testing.T) {
 	if f.store.txnCount() != 0 || len(f.store.reads) != 0 {
 		t.Error("a bad request reached the store")
 	}
-	for _, req := range []string{"PUT /v1/kv/a", "DELETE /v1/kv/a", "POST /v1/kv/a?op=incr", "POST /v1/snapshot", "PUT /v1/cluster/settings"} {
+	for _, req := range []string{"POST /v1/snapshot", "PUT /v1/cluster/settings", "POST /v1/compact", "POST /v1/pins", "DELETE /v1/pins/a", "POST /v1/cluster/members", "POST /v1/kv"} {
 		runSteps(t, f, []step{{req: req, headers: []string{"Idempotency-Key: k"}, status: 400, code: kv.CodeInvalidArgument}})
 	}
 }

@@ -62,11 +62,11 @@ func (s *Server) getCluster(ctx context.Context, x *exchange) error {
 func (x *exchange) admin(ctx context.Context, body []byte, do func(ctx context.Context) (status int, v any, err error)) error {
 	var status int
 	var v any
-	relayed, err := x.onLeader(ctx, body, func(ctx context.Context) error {
+	relayed, err := x.onLeader(ctx, &leaderCall{body: body, local: func(ctx context.Context) error {
 		var err error
 		status, v, err = do(ctx)
 		return err
-	})
+	}})
 	switch {
 	case relayed:
 		return nil
@@ -84,12 +84,17 @@ func (s *Server) postMember(ctx context.Context, x *exchange) error {
 	if redirected, err := x.redirect(ctx); redirected || err != nil {
 		return err
 	}
-	o, body, err := x.readObject(false)
+	m := kv.MemberSpec{Voter: true}
+	body, err := x.readFields(false, func(j *jsonReader) map[string]func() error {
+		return map[string]func() error{
+			"id": readInto(j.text, &m.ID), "raft_addr": readInto(j.text, &m.RaftAddr),
+			"http_addr": readInto(j.text, &m.HTTPAddr), "voter": readInto(j.boolean, &m.Voter),
+		}
+	})
 	if err != nil {
 		return err
 	}
-	m, err := parseMember(o)
-	if err != nil {
+	if err := checkMember(m); err != nil {
 		return err
 	}
 	return x.admin(ctx, body, func(ctx context.Context) (int, any, error) {
@@ -108,30 +113,18 @@ func (s *Server) postMember(ctx context.Context, x *exchange) error {
 	})
 }
 
-func parseMember(o object) (kv.MemberSpec, error) {
-	m := kv.MemberSpec{Voter: true}
-	for _, f := range []struct {
-		name string
-		to   any
-	}{{"id", &m.ID}, {"raft_addr", &m.RaftAddr}, {"http_addr", &m.HTTPAddr}, {"voter", &m.Voter}} {
-		if _, err := o.take(f.name, f.to); err != nil {
-			return m, err
-		}
-	}
-	if err := o.done("id", "raft_addr", "http_addr", "voter"); err != nil {
-		return m, err
-	}
+func checkMember(m kv.MemberSpec) error {
 	if err := checkMemberID(m.ID); err != nil {
-		return m, err
+		return err
 	}
 	for _, a := range []struct{ name, addr string }{{"raft_addr", m.RaftAddr}, {"http_addr", m.HTTPAddr}} {
 		host, port, err := net.SplitHostPort(a.addr)
 		n, numErr := strconv.ParseUint(port, 10, 16)
 		if err != nil || numErr != nil || host == "" || n == 0 {
-			return m, badJSON("has %s %s, which is not HOST:PORT", a.name, quote(a.addr))
+			return badJSON("has %s %s, which is not HOST:PORT", a.name, quote(a.addr))
 		}
 	}
-	return m, nil
+	return nil
 }
 
 func checkMemberID(id string) error {
@@ -143,13 +136,22 @@ func checkMemberID(id string) error {
 
 // memberID is the id in the path /v1/cluster/members/{id}…
 func (x *exchange) memberID() (string, error) {
-	rest := strings.TrimPrefix(x.r.URL.EscapedPath(), "/v1/cluster/members/")
+	id, err := x.pathID("/v1/cluster/members/")
+	if err != nil {
+		return "", err
+	}
+	return id, checkMemberID(id)
+}
+
+// pathID is the element behind prefix of the path.
+func (x *exchange) pathID(prefix string) (string, error) {
+	rest := strings.TrimPrefix(x.r.URL.EscapedPath(), prefix)
 	rest, _, _ = strings.Cut(rest, "/")
 	id, err := url.PathUnescape(rest)
 	if err != nil {
 		return "", kv.Errorf(kv.CodeInvalidArgument, "the path has a malformed percent-escape")
 	}
-	return id, checkMemberID(id)
+	return id, nil
 }
 
 // memberOp serves the requests that name a member and carry no body.
@@ -189,16 +191,16 @@ func (s *Server) postTransfer(ctx context.Context, x *exchange) error {
 	if redirected, err := x.redirect(ctx); redirected || err != nil {
 		return err
 	}
-	o, body, err := x.readObject(true)
-	if err != nil {
-		return err
-	}
 	var to string
-	named, err := o.take("to", &to)
+	named := false
+	body, err := x.readFields(true, func(j *jsonReader) map[string]func() error {
+		return map[string]func() error{"to": func() (err error) {
+			named = true
+			to, err = j.text()
+			return err
+		}}
+	})
 	if err != nil {
-		return err
-	}
-	if err := o.done("to"); err != nil {
 		return err
 	}
 	if named {
@@ -217,11 +219,10 @@ func (s *Server) putSettings(ctx context.Context, x *exchange) error {
 	if redirected, err := x.redirect(ctx); redirected || err != nil {
 		return err
 	}
-	o, body, err := x.readObject(false)
-	if err != nil {
-		return err
-	}
-	change, err := parseSettings(o)
+	var sets []func(*kv.ClusterSettings)
+	body, err := x.readFields(false, func(j *jsonReader) map[string]func() error {
+		return settingsFields(j, func(set func(*kv.ClusterSettings)) { sets = append(sets, set) })
+	})
 	if err != nil {
 		return err
 	}
@@ -234,7 +235,9 @@ func (s *Server) putSettings(ctx context.Context, x *exchange) error {
 			return 0, nil, kv.NotApplied(kv.CodeTimeout, "another change of the settings is under way; try again")
 		}
 		want := s.cfg.Store.Settings()
-		change(&want)
+		for _, set := range sets {
+			set(&want)
+		}
 		if err := s.cfg.Store.SetSettings(ctx, want); err != nil {
 			return 0, nil, err
 		}
@@ -242,22 +245,20 @@ func (s *Server) putSettings(ctx context.Context, x *exchange) error {
 	})
 }
 
-// parseSettings reads any subset of the settings; the change sets those.
-func parseSettings(o object) (change func(*kv.ClusterSettings), err error) {
-	var sets []func(*kv.ClusterSettings)
-	var text string
-	found, err := o.take("history_retention", &text)
-	if err != nil {
-		return nil, err
-	}
-	if found {
+// settingsFields reads any subset of the settings; add gets what sets each.
+func settingsFields(j *jsonReader, add func(func(*kv.ClusterSettings))) map[string]func() error {
+	fields := map[string]func() error{"history_retention": func() error {
+		text, err := j.text()
+		if err != nil {
+			return err
+		}
 		d, err := time.ParseDuration(text)
 		if err != nil || d < 0 || d > kv.HistoryRetentionBound {
-			return nil, badJSON(`has history_retention %s, which is not a duration such as "1h" or "30m", up to %s`, quote(text), shortDuration(kv.HistoryRetentionBound))
+			return j.bad(`%s is not a duration such as "1h" or "30m", up to %s`, quote(text), shortDuration(kv.HistoryRetentionBound))
 		}
-		sets = append(sets, func(c *kv.ClusterSettings) { c.HistoryRetention = d })
-	}
-	names := []string{"history_retention"}
+		add(func(c *kv.ClusterSettings) { c.HistoryRetention = d })
+		return nil
+	}}
 	for _, f := range []struct {
 		name      string
 		low, high uint64
@@ -268,28 +269,19 @@ func parseSettings(o object) (change func(*kv.ClusterSettings), err error) {
 		{"max_value_bytes", 1, kv.MaxValueBytesBound, func(c *kv.ClusterSettings) *uint64 { return &c.MaxValueBytes }},
 		{"max_request_bytes", 1, kv.MaxRequestBytesBound, func(c *kv.ClusterSettings) *uint64 { return &c.MaxRequestBytes }},
 	} {
-		names = append(names, f.name)
-		var n uint64
-		found, err := o.take(f.name, &n)
-		if err != nil {
-			return nil, err
+		fields[f.name] = func() error {
+			n, err := j.uint64()
+			if err != nil {
+				return err
+			}
+			if n < f.low || n > f.high {
+				return j.bad("it takes %d to %d", f.low, f.high)
+			}
+			add(func(c *kv.ClusterSettings) { *f.of(c) = n })
+			return nil
 		}
-		if !found {
-			continue
-		}
-		if n < f.low || n > f.high {
-			return nil, badJSON("has %s %d; it takes %d to %d", f.name, n, f.low, f.high)
-		}
-		sets = append(sets, func(c *kv.ClusterSettings) { *f.of(c) = n })
 	}
-	if err := o.done(names...); err != nil {
-		return nil, err
-	}
-	return func(c *kv.ClusterSettings) {
-		for _, set := range sets {
-			set(c)
-		}
-	}, nil
+	return fields
 }
 
 func (s *Server) getStatus(ctx context.Context, x *exchange) error {

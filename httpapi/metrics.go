@@ -15,6 +15,7 @@ type metrics struct {
 	inflightBytes prometheus.Gauge
 	connections   prometheus.Gauge
 	refused       prometheus.Counter
+	watches       prometheus.Gauge
 	forwards      *prometheus.CounterVec
 	panics        prometheus.Counter
 }
@@ -42,6 +43,10 @@ func newMetrics(reg *prometheus.Registry) *metrics {
 			Name: "sett_http_connections_refused_total",
 			Help: "Connections turned away because too many were open.",
 		}),
+		watches: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "sett_http_watches",
+			Help: "Watches under way.",
+		}),
 		forwards: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sett_http_forwards_total",
 			Help: "Attempts to forward a request to the leader, by result: answered, not_sent, refused, lost.",
@@ -51,7 +56,7 @@ func newMetrics(reg *prometheus.Registry) *metrics {
 			Help: "Handlers that panicked; each is a bug.",
 		}),
 	}
-	reg.MustRegister(m.requests, m.latency, m.inflightBytes, m.connections, m.refused, m.forwards, m.panics)
+	reg.MustRegister(m.requests, m.latency, m.inflightBytes, m.connections, m.refused, m.watches, m.forwards, m.panics)
 	return m
 }
 

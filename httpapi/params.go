@@ -40,7 +40,7 @@ func parseParams(raw string, allowed []string) (params, error) {
 			return nil, kv.Errorf(kv.CodeInvalidArgument, "the query has a malformed percent-escape; write a literal %% as %%25")
 		}
 		if !slices.Contains(allowed, name) {
-			return nil, kv.Errorf(kv.CodeInvalidArgument, "query parameter %s is not known here; this request takes: %s", quote(name), strings.Join(allowed, ", "))
+			return nil, errUnknownParam(name, allowed)
 		}
 		if _, twice := p[name]; twice {
 			return nil, kv.Errorf(kv.CodeInvalidArgument, "query parameter %s is given twice", quote(name))
@@ -48,6 +48,10 @@ func parseParams(raw string, allowed []string) (params, error) {
 		p[name] = value
 	}
 	return p, nil
+}
+
+func errUnknownParam(name string, allowed []string) error {
+	return kv.Errorf(kv.CodeInvalidArgument, "query parameter %s is not known here; this request takes: %s", quote(name), strings.Join(allowed, ", "))
 }
 
 // quote shows a client's bytes in a message: ASCII, and not too many.
@@ -139,10 +143,14 @@ func (p params) ttl() (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
+	return roundTTL(d), nil
+}
+
+func roundTTL(d time.Duration) time.Duration {
 	if rest := d % time.Millisecond; rest != 0 {
 		d += time.Millisecond - rest
 	}
-	return d, nil
+	return d
 }
 
 // readOptions reads the options that every read takes.

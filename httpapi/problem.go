@@ -80,7 +80,39 @@ type problem struct {
 	Leader          string       `json:"leader,omitempty"`
 	CurrentRevision *kv.Revision `json:"current_revision,omitempty"`
 	OldestRevision  *kv.Revision `json:"oldest_revision,omitempty"`
+	Line            uint64       `json:"line,omitempty"`
+	Applied         *uint64      `json:"applied,omitempty"`
 }
+
+// kvError is the error that p was made of, as far as it travels.
+func (p *problem) kvError() *kv.Error {
+	e := &kv.Error{Code: p.Code, Outcome: p.Outcome, Msg: p.Detail, Leader: p.Leader}
+	if p.CurrentRevision != nil {
+		e.CurrentRevision = *p.CurrentRevision
+	}
+	if p.OldestRevision != nil {
+		e.OldestRevision = *p.OldestRevision
+	}
+	return e
+}
+
+// detailed is e with what p says of a bulk load.
+func (p *problem) detailed(e *kv.Error) error {
+	if p.Applied == nil {
+		return e
+	}
+	return &loadError{err: e, line: p.Line, applied: *p.Applied}
+}
+
+// loadError is why a bulk load ended, and how far it came.
+type loadError struct {
+	err     error
+	line    uint64 // the bad line, from 1; 0 if it is not a line that is bad
+	applied uint64 // lines that stand
+}
+
+func (e *loadError) Error() string { return e.err.Error() }
+func (e *loadError) Unwrap() error { return e.err }
 
 // maxInstanceBytes bounds how much of a path an error repeats.
 const maxInstanceBytes = 512
@@ -133,28 +165,21 @@ func impliedOutcome(c kv.Code) kv.Outcome {
 	return kv.OutcomeNotApplied
 }
 
-// writeProblem answers with err. It is the only place where an error becomes a
-// status and a body.
-func (x *exchange) writeProblem(err error) {
+// problemOf makes err a problem, and what it was made of.
+func (x *exchange) problemOf(err error) (*problem, *kv.Error) {
 	e := normalise(err, x.write)
 	status, title := statusOf(e.Code)
-	h := x.Header()
-	for _, name := range []string{"Content-Length", "Content-Encoding", "Content-Range", "Etag", "Vary", "Accept-Ranges"} {
-		h.Del(name)
+	var load *loadError
+	isLoad := errors.As(err, &load)
+	if isLoad && e.Outcome != kv.OutcomeUnknown {
+		e.Outcome = kv.OutcomeNone // a part of it was applied
 	}
-	var rng *rangeError
-	if errors.As(err, &rng) {
-		status, title = http.StatusRequestedRangeNotSatisfiable, "Range not satisfiable"
-		h.Set("Content-Range", "bytes */"+strconv.Itoa(rng.size))
-	}
-	var method *methodError
-	if errors.As(err, &method) {
-		h.Set("Allow", method.allow)
-	}
-
-	p := problem{
+	p := &problem{
 		Type: "urn:sett:problem:" + string(e.Code), Title: title, Status: status, Detail: e.Msg,
 		Instance: x.r.URL.EscapedPath(), Code: e.Code, Outcome: e.Outcome, RequestID: x.id, Leader: e.Leader,
+	}
+	if isLoad {
+		p.Line, p.Applied = load.line, &load.applied
 	}
 	if len(p.Instance) > maxInstanceBytes {
 		p.Instance = p.Instance[:maxInstanceBytes]
@@ -168,7 +193,30 @@ func (x *exchange) writeProblem(err error) {
 	case kv.CodeCompacted:
 		p.OldestRevision = &e.OldestRevision
 	}
-	if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
+	var rng *rangeError
+	if errors.As(err, &rng) {
+		p.Status, p.Title = http.StatusRequestedRangeNotSatisfiable, "Range not satisfiable"
+	}
+	return p, e
+}
+
+// writeProblem answers with err. With problemOf it is the only place where an error
+// becomes a status and a body.
+func (x *exchange) writeProblem(err error) {
+	p, e := x.problemOf(err)
+	h := x.Header()
+	for _, name := range []string{"Content-Length", "Content-Encoding", "Content-Range", "Etag", "Vary", "Accept-Ranges"} {
+		h.Del(name)
+	}
+	var rng *rangeError
+	if errors.As(err, &rng) {
+		h.Set("Content-Range", "bytes */"+strconv.Itoa(rng.size))
+	}
+	var method *methodError
+	if errors.As(err, &method) {
+		h.Set("Allow", method.allow)
+	}
+	if p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable {
 		after := e.RetryAfter
 		if after <= 0 {
 			after = retryAfterDefault
@@ -178,7 +226,7 @@ func (x *exchange) writeProblem(err error) {
 	if x.body.unread() {
 		x.refuseBody()
 	}
-	x.logProblem(e, status)
+	x.logProblem(e, p.Status)
 
 	body, err := json.Marshal(p)
 	if err != nil { // strings and numbers always marshal
@@ -186,7 +234,7 @@ func (x *exchange) writeProblem(err error) {
 	}
 	h.Set("Content-Type", "application/problem+json")
 	h.Set("Content-Length", strconv.Itoa(len(body)+1))
-	x.WriteHeader(status)
+	x.WriteHeader(p.Status)
 	_, _ = x.Write(append(body, '\n'))
 }
 

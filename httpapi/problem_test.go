@@ -99,7 +99,7 @@ func TestRetryAfterRoundsUp(t *testing.T) {
 
 func TestUnknownRoutesAndMethods(t *testing.T) {
 	f := newFixture(t)
-	for _, target := range []string{"/", "/v1", "/v1/", "/v2/kv/a", "//v1/kv/a", "/v1%2Fkv/a", "/v1/txn", "/v1/watch", "/v1/cluster/", "/v1/cluster/members/", "/debug/pprof/", "/internal/x", "/metrics/", "/v1/status/"} {
+	for _, target := range []string{"/", "/v1", "/v1/", "/v2/kv/a", "//v1/kv/a", "/v1%2Fkv/a", "/v1/txn/", "/v1/watch/x", "/v1/pins/", "/v1/cluster/", "/v1/cluster/members/", "/debug/pprof/", "/internal/x", "/metrics/", "/v1/status/"} {
 		for _, method := range []string{"GET", "POST", "PUT", "DELETE", "BREW"} {
 			w := f.do(t, method, target, "")
 			p := wantProblem(t, w, 404, kv.CodeNotFound)
@@ -110,6 +110,7 @@ func TestUnknownRoutesAndMethods(t *testing.T) {
 	}
 	for target, allow := range map[string]string{
 		"/v1/kv/a": "DELETE, GET, HEAD, POST, PUT", "/v1/kv?key=a": "DELETE, GET, HEAD, POST, PUT",
+		"/v1/txn": "POST", "/v1/watch": "GET, HEAD", "/v1/compact": "POST", "/v1/pins": "POST", "/v1/pins/a": "DELETE",
 		"/v1/cluster": "GET, HEAD", "/v1/cluster/members": "POST", "/v1/cluster/members/n1": "DELETE",
 		"/v1/cluster/members/n1/promote": "POST", "/v1/cluster/members/n1/demote": "POST", "/v1/cluster/transfer": "POST",
 		"/v1/cluster/settings": "PUT", "/v1/status": "GET, HEAD", "/v1/snapshot": "POST",

@@ -276,8 +276,7 @@ func TestSlowClients(t *testing.T) {
 		t.Errorf("outcome %q, close %v", p.Outcome, resp.Close)
 	}
 
-	f.store.rev = 1
-	f.store.items["big"] = kv.Item{Key: "big", Value: bytes.Repeat([]byte("x"), 64<<20), ModRevision: 1}
+	f.store.set(kv.Item{Key: "big", Value: bytes.Repeat([]byte("x"), 64<<20)})
 	c = dial(t, addr)
 	if err := c.(*net.TCPConn).SetReadBuffer(4096); err != nil {
 		t.Fatal(err)
@@ -375,7 +374,6 @@ func TestBlindSenderSeesTheAnswer(t *testing.T) {
 // The smallest of keys over the wire: request targets that proxies like to rewrite.
 func TestRawTargets(t *testing.T) {
 	f := newFixture(t)
-	f.store.rev = 1
 	addr := f.listen(t)
 	for target, key := range map[string]string{
 		"/v1/kv/a//b": "a//b", "/v1/kv/a/../b": "a/../b", "/v1/kv/a/": "a/", "/v1/kv//a": "/a", "/v1/kv/%2Fa": "/a", "/v1/kv/.": ".",
@@ -383,7 +381,8 @@ func TestRawTargets(t *testing.T) {
 		"/v1/kv/a#b": "a#b", "/v1/kv/a;b=c": "a;b=c", "/v1/kv/a%3Fb": "a?b", "http://h/v1/kv/abs": "abs",
 		"/v1/kv?key=a+b": "a b", "/v1/kv?key=a%2Bb": "a+b", "/v1/kv?key=a/b;c": "a/b;c", "/v1/kv?key=%ff": "\xff", "/v1/kv?key==": "=",
 	} {
-		f.store.items = map[string]kv.Item{key: {Key: key, Value: []byte("found"), ModRevision: 1}}
+		f.store.reset()
+		f.store.set(kv.Item{Key: key, Value: []byte("found")})
 		c := dial(t, addr)
 		send(t, c, "GET "+target+" HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
 		if resp, b := answer(t, bufio.NewReader(c)); resp.StatusCode != http.StatusOK || b != "found" {

@@ -17,6 +17,7 @@ import (
 const (
 	routeKey      = "key"
 	routeKeyQuery = "key_query"
+	routeRange    = "range"
 )
 
 // handler serves one method of one route. What it returns is answered as a problem;
@@ -27,6 +28,8 @@ type handler func(ctx context.Context, x *exchange) error
 type endpoint struct {
 	handle handler
 	params []string
+	// once says that it takes an Idempotency-Key.
+	once bool
 }
 
 // route is a resource: its path as mux understands it, and its methods. HEAD comes
@@ -43,20 +46,34 @@ func (s *Server) routeTable() []route {
 	key := func(extra ...string) map[string]endpoint {
 		with := func(p ...string) []string { return append(p, extra...) }
 		return map[string]endpoint{
-			http.MethodGet:    {s.getKey, with(read...)},
-			http.MethodPut:    {s.putKey, with("ttl", "previous")},
-			http.MethodPost:   {s.postKey, with("op", "by", "ttl", "previous")},
-			http.MethodDelete: {s.deleteKey, with("previous")},
+			http.MethodGet:    {handle: s.getKey, params: with(read...)},
+			http.MethodPut:    {handle: s.putKey, params: with("ttl", "previous"), once: true},
+			http.MethodPost:   {handle: s.postKey, params: with("op", "by", "ttl", "previous"), once: true},
+			http.MethodDelete: {handle: s.deleteKey, params: with("previous"), once: true},
 		}
 	}
+	many := key("key")
+	for method, e := range map[string]endpoint{
+		http.MethodGet: {handle: s.getRange, params: rangeParams(append(read,
+			"limit", "after", "reverse", "keys_only", "count_only", "delimiter")...)},
+		http.MethodPost:   {handle: s.postBulk},
+		http.MethodDelete: {handle: s.deleteRange, params: rangeParams("all", "atomic"), once: true},
+	} {
+		many[method] = s.byKey(many[method], e)
+	}
 	only := func(method string, h handler, params ...string) map[string]endpoint {
-		return map[string]endpoint{method: {h, params}}
+		return map[string]endpoint{method: {handle: h, params: params}}
 	}
 	const member = "/v1/cluster/members/{id:[^/]+}"
 	all := func() []kv.Check { return append(s.liveness(), s.cfg.Health.Ready()...) }
 	return []route{
 		{name: routeKey, path: keyPrefix, prefix: true, methods: key()},
-		{name: routeKeyQuery, path: "/v1/kv", methods: key("key")},
+		{name: routeKeyQuery, path: "/v1/kv", methods: many},
+		{name: "txn", path: "/v1/txn", methods: map[string]endpoint{http.MethodPost: {handle: s.postTxn, once: true}}},
+		{name: "watch", path: "/v1/watch", methods: only(http.MethodGet, s.getWatch, rangeParams("key", "from", "previous")...)},
+		{name: "compact", path: "/v1/compact", methods: only(http.MethodPost, s.postCompact)},
+		{name: "pins", path: "/v1/pins", methods: only(http.MethodPost, s.postPin)},
+		{name: "pin", path: pinPrefix + "{id:[^/]+}", methods: only(http.MethodDelete, s.deletePin)},
 		{name: "cluster", path: "/v1/cluster", methods: only(http.MethodGet, s.getCluster)},
 		{name: "members", path: "/v1/cluster/members", methods: only(http.MethodPost, s.postMember)},
 		{name: "member", path: member, methods: only(http.MethodDelete, s.memberOp(s.deleteMember), "force")},
@@ -135,7 +152,11 @@ func (x *exchange) run(rt route, allow string, allowed []string) error {
 		return &methodError{allow}
 	}
 	if x.write {
-		if err := x.checkWrite(); err != nil {
+		// A page of another site must not write to a node that its visitor's browser can reach.
+		if err := x.s.crossOrigin.Check(x.r); err != nil {
+			return kv.Errorf(kv.CodeForbidden, "a browser sent this on behalf of another site")
+		}
+		if err := x.parseOnce(e.once); err != nil {
 			return err
 		}
 	}
@@ -157,21 +178,10 @@ func (x *exchange) run(rt route, allow string, allowed []string) error {
 	if err := x.checkForwarded(); err != nil {
 		return err
 	}
+	x.timeout = x.deadline.Sub(x.start)
 	ctx, cancel := context.WithDeadline(x.r.Context(), x.deadline)
 	defer cancel()
 	return e.handle(ctx, x)
-}
-
-// checkWrite refuses what no write may carry.
-func (x *exchange) checkWrite() error {
-	if len(x.r.Header.Values("Idempotency-Key")) > 0 {
-		return kv.Errorf(kv.CodeInvalidArgument, "this version of Sett does not support Idempotency-Key; leave it out, and read before repeating a write of unknown outcome")
-	}
-	// A page of another site must not write to a node that its visitor's browser can reach.
-	if err := x.s.crossOrigin.Check(x.r); err != nil {
-		return kv.Errorf(kv.CodeForbidden, "a browser sent this on behalf of another site")
-	}
-	return nil
 }
 
 // metricsHandler serves the registry.

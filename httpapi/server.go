@@ -24,23 +24,34 @@ type Server struct {
 	crossOrigin *http.CrossOriginProtection
 	// settingsLock holds one token: a change of the settings reads, changes and proposes.
 	settingsLock chan struct{}
+	buffers      bufferPool
+	eventBuffers bufferPool
+	watches      watchCount
 
 	// stopping is closed when the server begins to stop: requests that wait for a
 	// leader give up then, so that a drain need not wait for their timeouts.
-	stopping chan struct{}
-	stopOnce sync.Once
-	serving  sync.WaitGroup
+	stopping <-chan struct{}
+	// stopped ends when stopping is closed, as a context, and so do the answers that have no
+	// end of their own.
+	stopped context.Context
+	stop    context.CancelFunc
+	serving sync.WaitGroup
 }
 
 // New makes a server; it opens nothing. Its metrics are registered with
 // cfg.Metrics, so one registry can have one server only.
 func New(cfg Config) *Server {
 	cfg = cfg.withDefaults()
-	s := &Server{cfg: cfg, log: cfg.Logger, stopping: make(chan struct{})}
+	s := &Server{cfg: cfg, log: cfg.Logger}
+	s.stopped, s.stop = context.WithCancel(context.Background())
+	s.stopping = s.stopped.Done()
 	s.metrics = newMetrics(cfg.Metrics)
+	s.watches = watchCount{limit: int64(cfg.MaxWatches), gauge: s.metrics.watches}
 	s.admission = newAdmission(cfg.MaxInflightBytes, s.metrics.inflightBytes)
 	s.forward = newForwarder(cfg.ForwardConns, cfg.Dial)
 	s.crossOrigin = http.NewCrossOriginProtection()
+	s.buffers.size = pieceBytes + pieceBytes/4
+	s.eventBuffers.size = watchPieceBytes + watchPieceBytes/4
 	s.settingsLock = make(chan struct{}, 1)
 	s.handler = s.routes()
 
@@ -86,10 +97,10 @@ func (s *Server) Serve(l net.Listener) error {
 }
 
 // Drain makes the server ask its clients to go elsewhere: answers close their
-// connection, and requests that wait for a leader are answered at once. It keeps
-// accepting, so that probes see the node's readiness.
+// connection, requests that wait for a leader are answered at once, and streams and
+// watches end. It keeps accepting, so that probes see the node's readiness.
 func (s *Server) Drain() {
-	s.stopOnce.Do(func() { close(s.stopping) })
+	s.stop()
 	s.http.SetKeepAlivesEnabled(false)
 }
 

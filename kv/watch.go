@@ -35,7 +35,8 @@ type Event struct {
 	Revision Revision
 	// Item is the key after a put; after a delete or an expiry only its Key is set.
 	Item Item
-	// Previous is the key before the change, nil if there was none or nobody asked.
+	// Previous is the key before the change, nil if there was none. It may be there for a
+	// watcher that did not ask for it, since events are shared, and means nothing then.
 	Previous *Item
 
 	memos [EventMemos]atomic.Pointer[[]byte]

@@ -14,6 +14,12 @@ import (
 
 const (
 	expiryPeriod  = 200 * time.Millisecond
+	// expireBatch keys go at a time, and after a full batch expirePause passes: some 7 000
+	// keys a second. Small batches and pauses leave room for writes in between. After
+	// expireRun batches the other chores get their turn.
+	expireBatch = 250
+	expirePause = 30 * time.Millisecond
+	expireRun   = 6
 	compactPeriod = 5 * time.Second
 	trimPeriod    = 30 * time.Second
 	roomPeriod    = 2 * time.Second
@@ -127,7 +133,7 @@ func (n *Node) initCluster(ctx context.Context) error {
 
 // expire deletes what is due, a bounded number of keys in each transaction.
 func (n *Node) expire(ctx context.Context) error {
-	for ctx.Err() == nil {
+	for range expireRun {
 		due, ok, err := n.fsm.NextExpiry()
 		if err != nil {
 			return err
@@ -136,10 +142,19 @@ func (n *Node) expire(ctx context.Context) error {
 			return nil
 		}
 		pctx, cancel := context.WithTimeout(ctx, choreTimeout)
-		_, err = n.propose(pctx, fsm.EncodeExpire(), nil)
+		r, err := n.propose(pctx, fsm.EncodeExpire(expireBatch), nil)
 		cancel()
 		if err != nil {
 			return err
+		}
+		if len(r.Txn.Ops) == 1 && r.Txn.Ops[0].Deleted == expireBatch {
+			timer := time.NewTimer(expirePause)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+				return nil
+			}
 		}
 	}
 	return nil

@@ -79,6 +79,7 @@ type Node struct {
 	metrics   *metrics
 
 	rounds   rounds
+	watches  atomic.Pointer[context.Context] // see watchLife
 	caughtUp atomic.Pointer[time.Time]
 	chores   chores
 	draining atomic.Bool
@@ -159,6 +160,7 @@ func (n *Node) open(ctx context.Context) error {
 		return err
 	}
 	n.rounds.ask = n.askLeader
+	n.watches.Store(&n.serve)
 	n.consensus, err = consensus.Open(consensus.Config{
 		ServerID: n.identity.ServerID, Stream: stream,
 		Logs: n.logs.Logs(), Stable: n.logs.Stable(), Snapshots: n.store.Raft(), FSM: fsm.RaftFSM{FSM: n.fsm},
@@ -205,6 +207,7 @@ func (n *Node) open(ctx context.Context) error {
 	})
 	n.wg.Go(n.runFreshness)
 	n.wg.Go(n.runTrim)
+	n.wg.Go(n.runWatchGuard)
 	n.wg.Go(n.runPoke)
 	n.log.Info("node started", "version", n.opts.Version, "server_id", n.identity.ServerID, "http", n.httpAddr,
 		"raft", stream.Addr().String(), "gossip", c.GossipAddr(), "data_dir", n.cfg.DataDir, "revision", n.fsm.Info().Revision)
@@ -355,6 +358,7 @@ func (n *Node) shutdown(ctx context.Context) error {
 	n.stopChores()
 	n.wg.Wait()
 	n.rounds.wg.Wait()
+	n.fsm.Close()
 	errs = append(errs, n.store.Close(), n.logs.Close())
 	err := errors.Join(errs...)
 	if err == nil && n.Err() == nil {

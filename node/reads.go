@@ -145,15 +145,7 @@ func (n *Node) noteCaughtUp(asked time.Time) {
 // Get implements httpapi.Store.
 func (n *Node) Get(ctx context.Context, key string, o kv.ReadOptions, t *kv.Timing) (kv.Item, kv.Revision, error) {
 	start := time.Now()
-	wctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(n.serve, cancel)()
-	if err := n.prepareRead(wctx, o); err != nil {
-		if n.serve.Err() != nil && ctx.Err() == nil {
-			e := notReady("this node is stopping; ask another node")
-			e.Final, e.Err = true, err
-			err = e
-		}
+	if err := n.whileServing(ctx, func(ctx context.Context) error { return n.prepareRead(ctx, o) }); err != nil {
 		return kv.Item{}, n.fsm.Info().Revision, err
 	}
 	t.Queue = time.Since(start)
@@ -278,7 +270,7 @@ func (n *Node) Txn(ctx context.Context, t kv.Txn, timing *kv.Timing) (kv.TxnResu
 	case grows(t) && n.crowded.Load():
 		return kv.TxnResult{}, kv.NotApplied(kv.CodeDiskFull, "the disks of too many voters are nearly full: free space there (sett status shows where) or delete keys; reads and deletes are still served")
 	}
-	cmd, err := fsm.EncodeTxn(t)
+	cmd, err := n.fsm.Command(t)
 	if err != nil {
 		return kv.TxnResult{}, err
 	}

@@ -93,6 +93,10 @@ func (n *Node) clusterOnDisk() (clusterID string, solo bool) {
 }
 
 func (n *Node) closeStores() {
+	if n.fsm != nil {
+		n.fsm.Close()
+		n.fsm = nil
+	}
 	if n.store != nil {
 		n.logErr("close the data store", n.store.Close())
 		n.store = nil

@@ -24,10 +24,14 @@ mutant_torn_snapshot            ./snapshot   TestSnapshotIsNotTorn
 mutant_writer_failure_ignored   ./snapshot   TestFailingWriter
 mutant_switch_before_verify     ./snapshot   TestInstallCrashAtEachStep
 mutant_apply_again              ./fsm        TestModel
+mutant_once_forgotten           ./fsm        TestModel
+mutant_waiting_dropped          ./fsm        TestModel
+mutant_watch_gap                ./fsm        TestWatch$
 mutant_nonvoter_counted         ./consensus  TestNonvoterIsNotCounted
 mutant_read_without_round       ./consensus  TestNoStaleReadAfterPause
 mutant_heartbeat_fast_path      ./consensus  TestRaft695
 mutant_retry_unknown            ./httpapi    TestLostAnswerIsUnknown
+mutant_forget_doubt             ./httpapi    TestDoubtStays
 mutant_forget_promise           ./cluster    TestFormationCannotSplit
 mutant_replace_at_once          ./cluster    TestWipedNodeIsReplacedOnlyAfterSilence
 '

@@ -1,0 +1,376 @@
+package fsm
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/settkv/sett/engine"
+	"github.com/settkv/sett/kv"
+)
+
+const (
+	// A batch ends with the revision that reaches one of these.
+	batchEvents = 1000
+	batchBytes  = 256 << 10
+	// batchRevisions is how many revisions are looked at for one batch.
+	batchRevisions = 4096
+)
+
+// What a watcher watches, as the hub sorts it.
+const (
+	watchRange = iota
+	watchKey
+	watchPrefix
+)
+
+// Watcher is a position in the change index that moves on. It is for one goroutine, but
+// for Close. Events come from memory if they are recent, else from disk: a watcher that
+// is slow costs nobody anything until history is compacted under it.
+type Watcher struct {
+	f     *FSM
+	watch kv.Watch
+	kind  int
+	begun kv.Revision
+	wake  chan struct{} // one token
+
+	// next is the first revision that the watcher has not been told of, as far as is
+	// known; idle says that the hub knows of none that concerns it. Guarded by f.hub.mu.
+	next   kv.Revision
+	idle   bool
+	closed bool
+}
+
+// Watch begins to follow changes. A start after the revision that follows the newest is
+// invalid-argument, one before the oldest that is kept is compacted. The watcher must be
+// closed.
+func (f *FSM) Watch(watch kv.Watch) (*Watcher, error) {
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	w := &Watcher{f: f, watch: watch, wake: make(chan struct{}, 1)}
+	if watch.Range.End == watch.Range.Start+"\x00" {
+		w.kind = watchKey
+	} else if _, ok := watch.Range.Prefix(); ok {
+		w.kind = watchPrefix
+	}
+	h := f.hub
+	// From here on the hub collects what is committed.
+	h.watching.Add(1)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	select {
+	case <-h.stop:
+		h.watching.Add(-1)
+		return nil, errWatchStopped()
+	default:
+	}
+	w.begun, w.next = h.newest, watch.From
+	p := f.pub.Load()
+	switch {
+	case watch.From == 0:
+		w.next = h.newest + 1
+	case watch.From > h.newest+1:
+		h.watching.Add(-1)
+		return nil, kv.Errorf(kv.CodeInvalidArgument, "revision %d is in the future: a watch begins at %d at the latest", watch.From, h.newest+1)
+	case watch.From < p.oldestReadable():
+		h.watching.Add(-1)
+		return nil, compacted(p)
+	}
+	if !h.started {
+		h.started = true
+		h.running.Go(h.run)
+	}
+	if w.next > h.newest {
+		h.restLocked(w)
+	}
+	return w, nil
+}
+
+func errWatchStopped() error {
+	return &kv.Error{Code: kv.CodeNotReady, Msg: "this node is stopping; watch on another node", RetryAfter: time.Second}
+}
+
+// Revision returns the store's revision when the watch began.
+func (w *Watcher) Revision() kv.Revision { return w.begun }
+
+// Close ends the watch. It is idempotent.
+func (w *Watcher) Close() {
+	h := w.f.hub
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if w.closed {
+		return
+	}
+	w.closed = true
+	h.leaveLocked(w)
+	if h.watching.Add(-1) == 0 {
+		h.clearRing()
+		h.seen = h.newest
+	}
+}
+
+// Next waits for changes and returns the next events, whole revisions in order; or, if
+// there is none for Watch.Progress, how far all has been told. It fails with compacted
+// if history was compacted before the watcher got there.
+func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
+	var progress <-chan time.Time
+	if w.watch.Progress > 0 {
+		timer := time.NewTimer(w.watch.Progress)
+		defer timer.Stop()
+		progress = timer.C
+	}
+	due := false // progress has passed
+	for {
+		revs, at, told := w.look()
+		if told {
+			if rev, ok := w.told(); ok && due {
+				return kv.WatchBatch{Revision: rev}, nil
+			}
+			select {
+			case <-w.wake:
+				continue
+			case <-progress:
+				due = true
+				continue
+			case <-ctx.Done():
+				return kv.WatchBatch{}, ctx.Err()
+			case <-w.f.hub.stop:
+				if err := w.f.err(); err != nil {
+					return kv.WatchBatch{}, err
+				}
+				return kv.WatchBatch{}, errWatchStopped()
+			}
+		}
+		batch, next, ok := w.fromMemory(revs, at)
+		if !ok {
+			var err error
+			if batch, next, err = w.f.history(&w.watch, at); err != nil {
+				if err = w.pause(ctx, err); err != nil {
+					return kv.WatchBatch{}, err
+				}
+				continue
+			}
+		}
+		w.moveTo(next)
+		if len(batch) > 0 {
+			return kv.WatchBatch{Events: batch, Revision: next - 1}, nil
+		}
+		select {
+		case <-progress:
+			due = true
+		default:
+		}
+		if due {
+			return kv.WatchBatch{Revision: next - 1}, nil
+		}
+		if err := ctx.Err(); err != nil {
+			return kv.WatchBatch{}, err
+		}
+	}
+}
+
+// look says where the watcher is to read on, and what of that is in memory; told says
+// that there is nothing to read and the watcher rests.
+func (w *Watcher) look() (revs []*revisionEvents, at kv.Revision, told bool) {
+	h := w.f.hub
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if w.idle {
+		return nil, 0, true
+	}
+	if w.next > h.newest {
+		h.restLocked(w)
+		return nil, 0, true
+	}
+	revs, _ = h.fromLocked(w.next)
+	return revs, w.next, false
+}
+
+// told returns up to where a resting watcher has been told everything.
+func (w *Watcher) told() (kv.Revision, bool) {
+	h := w.f.hub
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !w.idle {
+		return 0, false
+	}
+	return max(w.next-1, h.seen), true
+}
+
+func (w *Watcher) moveTo(next kv.Revision) {
+	h := w.f.hub
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	w.next = next
+}
+
+// fromMemory picks the watcher's events out of revisions that begin at at; ok is false
+// if they do not, or lack what is needed.
+func (w *Watcher) fromMemory(revs []*revisionEvents, at kv.Revision) (batch []*kv.Event, next kv.Revision, ok bool) {
+	next = at
+	size := 0
+	for _, re := range revs {
+		mine := 0
+		for _, e := range re.events {
+			if !w.watch.Range.Contains(e.Item.Key) {
+				continue
+			}
+			if re.noValue || re.noPrevious && w.watch.Previous {
+				// The rest is read from disk, after what is there already.
+				return batch[:len(batch)-mine], next, next > at
+			}
+			batch = append(batch, e)
+			mine++
+			size += eventBytes(e)
+		}
+		next = re.rev + 1
+		if len(batch) >= batchEvents || size >= batchBytes {
+			break
+		}
+	}
+	return batch, next, next > at
+}
+
+func eventBytes(e *kv.Event) int {
+	n := len(e.Item.Key) + len(e.Item.Value) + 100
+	if e.Previous != nil {
+		n += len(e.Previous.Value)
+	}
+	return n
+}
+
+// pause decides whether a watch goes on after an error of reading history: it does, once
+// the state has changed, if a snapshot was being installed.
+func (w *Watcher) pause(ctx context.Context, err error) error {
+	p := w.f.pub.Load()
+	if ferr := w.f.err(); ferr != nil {
+		return ferr
+	}
+	if !errors.Is(err, kv.ErrNotReady) && !errors.Is(err, engine.ErrClosed) {
+		return err
+	}
+	if !p.switching {
+		return nil
+	}
+	select {
+	case <-p.changed:
+		return nil
+	case <-w.f.hub.stop:
+		return errWatchStopped()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// history reads the events of a watch from the change index, from revision from on, and
+// returns the first revision that it did not look at.
+func (f *FSM) history(watch *kv.Watch, from kv.Revision) (batch []*kv.Event, next kv.Revision, err error) {
+	if p := f.pub.Load(); from < p.oldestReadable() {
+		return nil, 0, compacted(p)
+	}
+	r, at, err := f.readAt(0)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer r.Close()
+	it := r.Scan(engine.ScanOptions{Start: eventKey(from, 0), End: eventKey(at+1, 0)})
+	defer it.Close()
+	var parts []change
+	size := 0
+	next = from
+	for it.Next() {
+		rev, part, ok := decodeEventKey(it.Key())
+		if !ok {
+			return nil, 0, kv.Errorf(kv.CodeCorruption, "a change record has a malformed key")
+		}
+		if rev != next {
+			return nil, 0, compacted(f.pub.Load()) // trimmed meanwhile
+		}
+		if part != finalPart {
+			d := decoder{b: it.Value()}
+			parts = append(parts, decodeChanges(&d, d.count(2))...)
+			if err := d.end(); err != nil {
+				return nil, 0, damaged(err, "part %d of revision %d cannot be read", part, rev)
+			}
+			continue
+		}
+		ev, err := decodeEvent(it.Value())
+		if err != nil {
+			return nil, 0, damaged(err, "revision %d cannot be read", rev)
+		}
+		changes := ev.inline
+		if ev.parts > 0 {
+			changes = parts
+		}
+		events, err := f.readEvents(watch, rev, changes)
+		if err = f.checkRead(rev, err); err != nil {
+			return nil, 0, err
+		}
+		for _, e := range events {
+			size += eventBytes(e)
+		}
+		batch, parts, next = append(batch, events...), nil, rev+1
+		if len(batch) >= batchEvents || size >= batchBytes || next-from >= batchRevisions {
+			break
+		}
+	}
+	if err := it.Err(); err != nil {
+		return nil, 0, f.checkRead(at, err)
+	}
+	if next == from {
+		return nil, 0, compacted(f.pub.Load())
+	}
+	return batch, next, nil
+}
+
+// readEvents makes the events of one revision that concern a watch.
+func (f *FSM) readEvents(watch *kv.Watch, rev kv.Revision, changes []change) (events []*kv.Event, err error) {
+	var after, before *engine.Reader
+	defer func() {
+		for _, r := range []*engine.Reader{after, before} {
+			if r != nil {
+				r.Close()
+			}
+		}
+	}()
+	item := func(r **engine.Reader, at kv.Revision, key string) (*kv.Item, error) {
+		if *r == nil {
+			if *r, err = f.store.Engine().ReadAt(uint64(at)); err != nil {
+				return nil, err
+			}
+		}
+		rec, err := readRecord(*r, key)
+		if err != nil || rec == nil {
+			return nil, err
+		}
+		if rec.value, err = readValue(*r, key, rec); err != nil {
+			return nil, err
+		}
+		return rec.item(key), nil
+	}
+	for _, c := range changes {
+		if !watch.Range.Contains(c.key) {
+			continue
+		}
+		e := &kv.Event{Type: kv.EventType(c.kind), Revision: rev, Item: kv.Item{Key: c.key}}
+		if c.kind == changePut {
+			it, err := item(&after, rev, c.key)
+			if err != nil {
+				return nil, err
+			}
+			if it == nil || it.ModRevision != rev {
+				return nil, kv.Errorf(kv.CodeCorruption, "revision %d changed a key that is not there", rev)
+			}
+			e.Item = *it
+		}
+		if watch.Previous && rev > 1 {
+			// Setting the discard timestamp leaves one revision below the oldest for this.
+			if e.Previous, err = item(&before, rev-1, c.key); err != nil {
+				return nil, err
+			}
+		}
+		events = append(events, e)
+	}
+	return events, nil
+}

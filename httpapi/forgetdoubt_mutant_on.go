@@ -1,0 +1,5 @@
+//go:build mutant_forget_doubt
+
+package httpapi
+
+const mutantForgetDoubt = true

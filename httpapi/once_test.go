@@ -1,0 +1,232 @@
+package httpapi
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/settkv/sett/kv"
+)
+
+// A repeat with the same key is answered as the first request was, and changes nothing.
+func TestIdempotencyKey(t *testing.T) {
+	for name, make := range map[string]func(t *testing.T) (asked, leader *fixture){
+		"here":      func(t *testing.T) (*fixture, *fixture) { f := newFixture(t); return f, f },
+		"forwarded": func(t *testing.T) (*fixture, *fixture) { p := newPair(t); return p.asked, p.leader },
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked, leader := make(t)
+			leader.store.set(kv.Item{Key: "text", Value: []byte("no number")}, kv.Item{Key: "del"}, kv.Item{Key: "r/1"}, kv.Item{Key: "r/2"})
+			for i, s := range []step{
+				{req: "PUT /v1/kv/new", body: "v"},
+				{req: "PUT /v1/kv/new?ttl=5s&previous=1", body: "w"},
+				{req: "POST /v1/kv/n?op=incr&by=5"},
+				{req: "POST /v1/kv?key=n&op=append", body: "0"},
+				{req: "POST /v1/kv/n?op=touch&ttl=60"},
+				{req: "DELETE /v1/kv/del"},
+				{req: "DELETE /v1/kv/del"}, // 404
+				{req: "PUT /v1/kv/new", body: "v", headers: []string{`If-Match: "1"`}},
+				{req: "PUT /v1/kv/new", body: "v", headers: []string{`If-None-Match: *`}},
+				{req: "POST /v1/kv/text?op=incr"}, // 409
+				{req: "POST /v1/kv/none?op=touch&ttl=60"},
+				{req: "DELETE /v1/kv?prefix=r/"},
+				{req: "DELETE /v1/kv?prefix=none"},
+				{req: "POST /v1/txn", body: `{"then":[{"incr":{"key":"n"}},{"get":{"key":"n"}}]}`},
+				{req: "POST /v1/txn", body: `{"if":[{"key":"x","exists":true}],"then":[{"incr":{"key":"n"}}]}`},
+				{req: "POST /v1/txn", body: `{"then":[{"put":{"key":"q","value":""}},{"incr":{"key":"text"}}]}`},
+			} {
+				method, target, _ := strings.Cut(s.req, " ")
+				h := append(s.headers, "Idempotency-Key: key-"+string(rune('a'+i)), "Sett-Request-Id: r")
+				first := asked.do(t, method, target, s.body, h...)
+				if first.Header().Get("Sett-Replayed") != "" {
+					t.Fatalf("%s: the first is a replay", s.req)
+				}
+				leader.store.set(kv.Item{Key: "other"})
+				rev := leader.store.Revision()
+				sep := "?"
+				if strings.Contains(target, "?") {
+					sep = "&"
+				}
+				again := asked.do(t, method, target+sep+"timeout=7s&timing=1", s.body, h...)
+				if again.Code != first.Code || again.Body.String() != first.Body.String() || again.Header().Get("Sett-Replayed") != "true" {
+					t.Errorf("%s: %d %s, at first %d %s; Sett-Replayed %q", s.req, again.Code, again.Body, first.Code, first.Body, again.Header().Get("Sett-Replayed"))
+				}
+				for _, name := range []string{"ETag", "Sett-Revision", "Content-Type", "Content-Length"} {
+					if again.Header().Get(name) != first.Header().Get(name) {
+						t.Errorf("%s: %s %q, at first %q", s.req, name, again.Header().Get(name), first.Header().Get(name))
+					}
+				}
+				if leader.store.Revision() != rev {
+					t.Errorf("%s: the repeat changed something", s.req)
+				}
+				// The same key on another request is a conflict.
+				other := map[string]func() (string, string, string, []string){
+					"method": func() (string, string, string, []string) { return "PUT", "/v1/kv/" + method, s.body, nil },
+					"query":  func() (string, string, string, []string) { return method, target + sep + "previous=1", s.body, nil },
+					"type": func() (string, string, string, []string) {
+						return method, target, s.body, []string{"Content-Type: other/type"}
+					},
+				}
+				for what, o := range other {
+					m, tg, b, extra := o()
+					if strings.Contains(target, "previous") && what == "query" || strings.Contains(target, "prefix") && what == "query" || strings.Contains(target, "txn") && what == "query" {
+						continue
+					}
+					w := asked.do(t, m, tg, b, append(append(s.headers, "Idempotency-Key: key-"+string(rune('a'+i))), extra...)...)
+					wantProblem(t, w, 409, kv.CodeConflict)
+				}
+				if s.body != "" {
+					wantProblem(t, asked.do(t, method, target, s.body+" ", h...), 409, kv.CodeConflict)
+				}
+				if len(s.headers) > 0 {
+					wantProblem(t, asked.do(t, method, target, s.body, h[len(s.headers):]...), 409, kv.CodeConflict)
+				}
+			}
+		})
+	}
+}
+
+func TestBadIdempotencyKeys(t *testing.T) {
+	f := newFixture(t)
+	for _, h := range [][]string{{"Idempotency-Key: "}, {"Idempotency-Key: " + strings.Repeat("k", 129)}, {"Idempotency-Key: a", "Idempotency-Key: a"}} {
+		for _, req := range []string{"PUT /v1/kv/a", "DELETE /v1/kv?prefix=a", "POST /v1/txn"} {
+			runSteps(t, f, []step{{req: req, body: `{}`, headers: h, status: 400, code: kv.CodeInvalidArgument}})
+		}
+	}
+	runSteps(t, f, []step{
+		{req: "PUT /v1/kv/a", body: "v", headers: []string{"Idempotency-Key: " + strings.Repeat("k", 128)}, status: 201},
+		{req: "POST /v1/kv", body: "{}", headers: []string{"Idempotency-Key: a", "Content-Type: application/x-ndjson"}, status: 400, code: kv.CodeInvalidArgument},
+		{req: "GET /v1/kv/a", headers: []string{"Idempotency-Key: a"}, status: 200}, // a read does no harm
+		// Refusals before the state machine decides are not remembered.
+		{req: "POST /v1/txn", body: `{"then":1}`, headers: []string{"Idempotency-Key: z"}, status: 400, code: kv.CodeInvalidArgument},
+		{req: "POST /v1/txn", body: `{"then":[]}`, headers: []string{"Idempotency-Key: z"}, status: 200, has: map[string]string{"Sett-Replayed": ""}},
+	})
+}
+
+// Invariant 25: with an idempotency key, and only then, an attempt whose answer is lost
+// is made again, until the state machine has said what became of it.
+func TestLostAnswerIsAskedAgain(t *testing.T) {
+	for name, lose := range map[string]func(f *fixture, n *atomic.Int32){
+		"after it was applied": func(f *fixture, n *atomic.Int32) {
+			f.store.afterTxn = func(kv.Txn, kv.TxnResult, error) error {
+				if n.Add(1) <= 2 {
+					return kv.Unknown(nil, "lost")
+				}
+				return nil
+			}
+		},
+		"before it was applied": func(f *fixture, n *atomic.Int32) {
+			f.store.onTxn = func(context.Context, kv.Txn) (kv.TxnResult, error) {
+				if n.Add(1) <= 2 {
+					return kv.TxnResult{}, kv.Unknown(nil, "lost")
+				}
+				return kv.TxnResult{}, errGoOn
+			}
+		},
+	} {
+		for _, where := range []string{"here", "forwarded"} {
+			t.Run(name+" "+where, func(t *testing.T) {
+				asked := newFixture(t)
+				leader := asked
+				if where == "forwarded" {
+					p := newPair(t)
+					asked, leader = p.asked, p.leader
+				}
+				var n atomic.Int32
+				lose(leader, &n)
+				replayed := map[bool]string{true: "true", false: ""}[name == "after it was applied"]
+				runSteps(t, asked, []step{
+					{req: "POST /v1/kv/n?op=incr", headers: []string{"Idempotency-Key: k"}, status: 200, want: body("1"), has: map[string]string{"Sett-Replayed": replayed, "Sett-Revision": "1"}},
+				})
+				if n.Load() != 3 || leader.store.value("n") != "1" {
+					t.Errorf("%d attempts, the value is %s", n.Load(), leader.store.value("n"))
+				}
+				n.Store(0)
+				w := asked.do(t, "POST", "/v1/kv/n?op=incr", "")
+				if p := wantProblem(t, w, 504, kv.CodeOutcomeUnknown); p.Outcome != kv.OutcomeUnknown || n.Load() != 1 {
+					t.Errorf("without a key: %+v after %d attempts", p, n.Load())
+				}
+			})
+		}
+	}
+}
+
+// Once an attempt may have been applied, no later refusal makes that undone: the
+// request is of unknown outcome until the state machine decides.
+func TestDoubtStays(t *testing.T) {
+	refusals := map[string]*kv.Error{
+		"no leader":  kv.NotApplied(kv.CodeNoLeader, "none"),
+		"overloaded": kv.NotApplied(kv.CodeOverloaded, "busy"),
+		"disk full":  kv.NotApplied(kv.CodeDiskFull, "full"),
+		"not ready":  kv.NotApplied(kv.CodeNotReady, "stopping"),
+		"timeout":    kv.NotApplied(kv.CodeTimeout, "queue"),
+	}
+	for name, refusal := range refusals {
+		for _, where := range []string{"here", "forwarded"} {
+			t.Run(name+" "+where, func(t *testing.T) {
+				asked := newFixture(t)
+				leader := asked
+				if where == "forwarded" {
+					p := newPair(t)
+					asked, leader = p.asked, p.leader
+				}
+				var n atomic.Int32
+				leader.store.onTxn = func(context.Context, kv.Txn) (kv.TxnResult, error) {
+					if n.Add(1) == 1 {
+						return kv.TxnResult{}, kv.Unknown(nil, "lost")
+					}
+					return kv.TxnResult{}, refusal
+				}
+				w := asked.do(t, "PUT", "/v1/kv/a?timeout=150ms", "v", "Idempotency-Key: k")
+				if p := wantProblem(t, w, 504, kv.CodeOutcomeUnknown); p.Outcome != kv.OutcomeUnknown || !strings.Contains(p.Detail, "Idempotency-Key") || n.Load() < 2 {
+					t.Errorf("%+v after %d attempts", p, n.Load())
+				}
+				// What the state machine decides is the last word.
+				n.Store(0)
+				leader.store.onTxn = func(context.Context, kv.Txn) (kv.TxnResult, error) {
+					if n.Add(1) == 1 {
+						return kv.TxnResult{}, kv.Unknown(nil, "lost")
+					}
+					return kv.TxnResult{Revision: 3}, kv.NotApplied(kv.CodeConflict, "decided")
+				}
+				wantProblem(t, asked.do(t, "PUT", "/v1/kv/a?timeout=5s", "v", "Idempotency-Key: k2"), 409, kv.CodeConflict)
+			})
+		}
+	}
+}
+
+// The connection that loses an answer may be any: small forwards, and those that take
+// the transport, which begins anew by itself where there is an Idempotency-Key.
+func TestLostForwardWithAKey(t *testing.T) {
+	for _, size := range []int{1, directBodyBytes + 1} {
+		p := newPair(t)
+		addr, requests := faultyLeader(t, func(net.Conn) {})
+		p.asked.cluster.lead("n2", addr)
+		done := make(chan *http.Response)
+		go func() {
+			w := p.asked.do(t, "PUT", "/v1/kv/a", strings.Repeat("v", size), "Idempotency-Key: k")
+			done <- w.Result()
+		}()
+		eventually(t, "two attempts", func() bool { return requests.Load() >= 2 })
+		p.asked.cluster.lead("n2", p.addr)
+		if resp := <-done; resp.StatusCode != 201 || resp.Header.Get("Sett-Served-By") != "n2" {
+			t.Errorf("%d bytes: %d", size, resp.StatusCode)
+		}
+		// No leader answers any more: in doubt, never not-applied.
+		p.asked.cluster.lead("n2", addr)
+		before := requests.Load()
+		done2 := make(chan problem)
+		go func() {
+			w := p.asked.do(t, "PUT", "/v1/kv/a?timeout=1s", strings.Repeat("v", size), "Idempotency-Key: k2")
+			done2 <- wantProblem(t, w, 504, kv.CodeOutcomeUnknown)
+		}()
+		eventually(t, "an attempt", func() bool { return requests.Load() > before })
+		p.asked.cluster.lead("", "")
+		if pr := <-done2; pr.Outcome != kv.OutcomeUnknown {
+			t.Errorf("%d bytes: %+v", size, pr)
+		}
+	}
+}

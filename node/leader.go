@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	expiryPeriod  = 200 * time.Millisecond
+	expiryPeriod = 200 * time.Millisecond
 	// expireBatch keys go at a time, and after a full batch expirePause passes: some 7 000
 	// keys a second. Small batches and pauses leave room for writes in between. After
 	// expireRun batches the other chores get their turn.
-	expireBatch = 250
-	expirePause = 30 * time.Millisecond
-	expireRun   = 6
+	expireBatch   = 250
+	expirePause   = 30 * time.Millisecond
+	expireRun     = 6
 	compactPeriod = 5 * time.Second
 	trimPeriod    = 30 * time.Second
 	roomPeriod    = 2 * time.Second

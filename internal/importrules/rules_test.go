@@ -80,7 +80,11 @@ var doors = map[string]map[string]reach{
 	"github.com/cenkalti/backoff":   {"client": anywhere},
 	"github.com/google/uuid":        {"cluster": anywhere, "node": anywhere},
 	"github.com/gofrs/flock":        {"node": anywhere},
-	"golang.org/x/sys":              {"snapshot": anywhere, "internal/badgerkit": anywhere},
+	// What a transaction touches, in order, for its ranges.
+	"github.com/google/btree": {"fsm": anywhere},
+	// Strict JSON: no duplicate names, no invalid UTF-8, no unknown members.
+	"github.com/go-json-experiment/json": {"httpapi": anywhere},
+	"golang.org/x/sys":                   {"snapshot": anywhere, "internal/badgerkit": anywhere},
 
 	"github.com/hashicorp/go-metrics":       {"consensus": inTests},
 	"github.com/prometheus/client_model/go": {everywhere: inTests},

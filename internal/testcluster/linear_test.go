@@ -218,14 +218,7 @@ func judge(in input, a Answer, err error) (out output, counts bool) {
 // and moved, and networks are split in every way; then the history must be
 // linearizable and all nodes must hold the same.
 func TestLinearizable(t *testing.T) {
-	seed := rand.Uint64()
-	if s := os.Getenv("SETT_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("seed %d: SETT_SEED=%d go test -run TestLinearizable ./internal/testcluster", seed, seed)
+	seed := seedOf(t)
 	faults, enough := 14, int64(2000)
 	if testing.Short() {
 		faults, enough = 5, 300
@@ -241,24 +234,9 @@ func TestLinearizable(t *testing.T) {
 		wrng := rand.New(rand.NewPCG(seed, uint64(100+i)))
 		wg.Go(func() { rec.worker(ctx, c, wrng, &number) })
 	}
-	progress := func(n int64) {
-		t.Helper()
-		from := rec.done.Load()
-		c.Await(30*time.Second, "the clients to get on", func() error {
-			if got := rec.done.Load() - from; got < n {
-				return fmt.Errorf("%d of %d operations", got, n)
-			}
-			return nil
-		})
-	}
+	progress := getOn(c, &rec.done)
 	progress(50)
-	counts := map[string]int{}
-	for range faults {
-		counts[fault(t, c, rng, progress)]++
-		c.Net.Heal()
-		c.AwaitReady(30 * time.Second)
-		progress(30)
-	}
+	counts := storm(t, c, rng, faults, progress)
 	for rec.done.Load() < enough {
 		progress(min(50, enough-rec.done.Load()))
 	}
@@ -273,6 +251,48 @@ func TestLinearizable(t *testing.T) {
 		t.Errorf("history is %s; picture in %s: %v", result, path, porcupine.VisualizePath(model, info, path))
 	}
 	sameContent(t, c)
+}
+
+// seedOf draws a test's seed, or takes SETT_SEED, and says how to repeat it.
+func seedOf(t *testing.T) uint64 {
+	t.Helper()
+	seed := rand.Uint64()
+	if s := os.Getenv("SETT_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("seed %d: SETT_SEED=%d go test -run '^%s$' ./internal/testcluster", seed, seed, t.Name())
+	return seed
+}
+
+// getOn returns what waits until done has grown by n.
+func getOn(c *Cluster, done *atomic.Int64) func(n int64) {
+	return func(n int64) {
+		c.t.Helper()
+		from := done.Load()
+		c.Await(30*time.Second, "the clients to get on", func() error {
+			if got := done.Load() - from; got < n {
+				return fmt.Errorf("%d of %d operations", got, n)
+			}
+			return nil
+		})
+	}
+}
+
+// storm does one bad thing to the cluster after the other, and lets it recover between
+// them. It returns how often it did each.
+func storm(t *testing.T, c *Cluster, rng *rand.Rand, faults int, progress func(int64)) map[string]int {
+	t.Helper()
+	counts := map[string]int{}
+	for range faults {
+		counts[fault(t, c, rng, progress)]++
+		c.Net.Heal()
+		c.AwaitReady(30 * time.Second)
+		progress(30)
+	}
+	return counts
 }
 
 // fault does one thing to the cluster and returns its name.

@@ -82,16 +82,25 @@ func (it *Iterator) Next() bool {
 
 // Seek makes the next call of Next go to the first key at or after key; in a reverse
 // scan to the first one before key. It only moves ahead: a key that the iterator has
-// passed changes nothing.
+// passed, that an earlier Seek goes beyond, or that lies in front of the range, changes
+// nothing.
 func (it *Iterator) Seek(key []byte) {
-	if it.item != nil {
-		order := bytes.Compare(key, it.item.Key())
-		if order <= 0 && !it.opt.Reverse || order > 0 && it.opt.Reverse {
-			return
-		}
+	switch {
+	case it.opt.Reverse && len(it.opt.End) > 0 && bytes.Compare(key, it.opt.End) >= 0:
+	case !it.opt.Reverse && bytes.Compare(key, it.opt.Start) <= 0:
+	case it.seeking && !it.further(key, it.target):
+	case it.item != nil && !it.further(key, it.item.Key()):
+	default:
+		it.target, it.seeking = append(it.target[:0], key...), true
 	}
-	it.target = append(it.target[:0], key...)
-	it.seeking = true
+}
+
+// further says that a scan comes to a only behind b.
+func (it *Iterator) further(a, b []byte) bool {
+	if it.opt.Reverse {
+		return bytes.Compare(a, b) < 0
+	}
+	return bytes.Compare(a, b) > 0
 }
 
 // seekLocked carries out a Seek.

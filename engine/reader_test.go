@@ -261,3 +261,23 @@ func TestScanGoesOnAfterParking(t *testing.T) {
 		r.Close()
 	}
 }
+
+// TestSeekOnlyMovesAhead: neither in front of the range nor back.
+func TestSeekOnlyMovesAhead(t *testing.T) {
+	e := open(t, freshDir(t))
+	commit(t, e, 1, put("da", "1"), put("db", "2"), put("dc", "3"), put("dd", "4"))
+	it := readAt(t, e, 1).Scan(ScanOptions{Start: []byte("db"), End: []byte("e")})
+	it.Seek([]byte("d"))
+	if !it.Next() || string(it.Key()) != "db" {
+		t.Errorf("seek in front of the range: %q, want db", it.Key())
+	}
+	it.Seek([]byte("dd"))
+	it.Seek([]byte("dc"))
+	if !it.Next() || string(it.Key()) != "dd" {
+		t.Errorf("two seeks, the second to an earlier key: %q, want dd", it.Key())
+	}
+	it.Seek([]byte("e"))
+	if it.Next() {
+		t.Errorf("beyond the range: %q", it.Key())
+	}
+}

@@ -104,6 +104,10 @@ func (w *Watcher) Close() {
 	}
 	w.closed = true
 	h.leaveLocked(w)
+	select {
+	case w.wake <- struct{}{}: // a Next that waits
+	default:
+	}
 	if h.watching.Add(-1) == 0 {
 		h.clearRing()
 		h.seen = h.newest
@@ -122,7 +126,10 @@ func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
 	}
 	due := false // progress has passed
 	for {
-		revs, at, told := w.look()
+		revs, at, told, err := w.look()
+		if err != nil {
+			return kv.WatchBatch{}, err
+		}
 		if told {
 			if rev, ok := w.told(); ok && due {
 				return kv.WatchBatch{Revision: rev}, nil
@@ -144,9 +151,9 @@ func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
 		}
 		batch, next, ok := w.fromMemory(revs, at)
 		if !ok {
-			var err error
+			before := w.f.pub.Load()
 			if batch, next, err = w.f.history(&w.watch, at); err != nil {
-				if err = w.pause(ctx, err); err != nil {
+				if err = w.pause(ctx, before, err); err != nil {
 					return kv.WatchBatch{}, err
 				}
 				continue
@@ -172,19 +179,22 @@ func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
 
 // look says where the watcher is to read on, and what of that is in memory; told says
 // that there is nothing to read and the watcher rests.
-func (w *Watcher) look() (revs []*revisionEvents, at kv.Revision, told bool) {
+func (w *Watcher) look() (revs []*revisionEvents, at kv.Revision, told bool, err error) {
 	h := w.f.hub
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if w.idle {
-		return nil, 0, true
-	}
-	if w.next > h.newest {
+	switch {
+	case w.closed:
+		// It must not come to rest in the hub, which nothing would take it out of.
+		return nil, 0, false, kv.Errorf(kv.CodeNotReady, "the watch was closed")
+	case w.idle:
+		return nil, 0, true, nil
+	case w.next > h.newest:
 		h.restLocked(w)
-		return nil, 0, true
+		return nil, 0, true, nil
 	}
 	revs, _ = h.fromLocked(w.next)
-	return revs, w.next, false
+	return revs, w.next, false, nil
 }
 
 // told returns up to where a resting watcher has been told everything.
@@ -241,25 +251,30 @@ func eventBytes(e *kv.Event) int {
 }
 
 // pause decides whether a watch goes on after an error of reading history: it does, once
-// the state has changed, if a snapshot was being installed.
-func (w *Watcher) pause(ctx context.Context, err error) error {
-	p := w.f.pub.Load()
-	if ferr := w.f.err(); ferr != nil {
-		return ferr
-	}
+// another copy of the data is in place, if a snapshot was being installed. before is the
+// state that was published when the read began.
+func (w *Watcher) pause(ctx context.Context, before *published, err error) error {
 	if !errors.Is(err, kv.ErrNotReady) && !errors.Is(err, engine.ErrClosed) {
 		return err
 	}
-	if !p.switching {
-		return nil
-	}
-	select {
-	case <-p.changed:
-		return nil
-	case <-w.f.hub.stop:
-		return errWatchStopped()
-	case <-ctx.Done():
-		return ctx.Err()
+	for {
+		p := w.f.pub.Load()
+		if err := w.f.err(); err != nil {
+			return err
+		}
+		if !p.switching && (before.switching || p.generation != before.generation) {
+			return nil
+		}
+		select {
+		case <-p.changed:
+		case <-w.f.hub.stop:
+			if err := w.f.err(); err != nil {
+				return err
+			}
+			return errWatchStopped()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
@@ -302,6 +317,13 @@ func (f *FSM) history(watch *kv.Watch, from kv.Revision) (batch []*kv.Event, nex
 		changes := ev.inline
 		if ev.parts > 0 {
 			changes = parts
+		}
+		if uint64(len(changes)) != ev.changes {
+			// Parts go before the record that counts them: trimmed meanwhile, or lost.
+			if p := f.pub.Load(); rev < p.oldestReadable() {
+				return nil, 0, compacted(p)
+			}
+			return nil, 0, kv.Errorf(kv.CodeCorruption, "revision %d lists %d of %d changes", rev, len(changes), ev.changes)
 		}
 		events, err := f.readEvents(watch, rev, changes)
 		if err = f.checkRead(rev, err); err != nil {

@@ -388,3 +388,74 @@ func TestWatchesEndWithTheMachine(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestWatchEndsWhenTheStoreIsGone: a watcher that still has history to read does not try
+// for ever.
+func TestWatchEndsWhenTheStoreIsGone(t *testing.T) {
+	m := newMachine(t)
+	m.mustTxn(put("a", "1"))
+	watch := func() *Watcher {
+		w, err := m.Watch(kv.Watch{From: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	w, late := watch(), watch()
+	defer w.Close()
+	defer late.Close()
+	if err := m.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	defer cancel()
+	if b, err := w.Next(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("with the store closed: %+v, %v", b, err)
+	}
+	m.FSM.Close()
+	if b, err := late.Next(context.Background()); !errors.Is(err, kv.ErrNotReady) {
+		t.Errorf("with the machine closed: %+v, %v", b, err)
+	}
+}
+
+// TestClosedWatcherLeavesTheHub: whenever Close comes, nothing of the watcher stays.
+func TestClosedWatcherLeavesTheHub(t *testing.T) {
+	m := newMachine(t)
+	t.Cleanup(func() { m.FSM.Close() })
+	m.mustTxn(put("a", "1"))
+	w, err := m.Watch(kv.Watch{Range: kv.PrefixRange("a")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if b, err := w.Next(context.Background()); !errors.Is(err, kv.ErrNotReady) {
+		t.Errorf("%+v: %v", b, err)
+	}
+	if m.hub.idle != 0 || m.hub.watching.Load() != 0 {
+		t.Errorf("%d idle of %d watchers are left", m.hub.idle, m.hub.watching.Load())
+	}
+}
+
+// TestWatchMissesNoPart: a revision that lost a part of its list is not told as whole.
+func TestWatchMissesNoPart(t *testing.T) {
+	m := newMachine(t)
+	t.Cleanup(func() { m.FSM.Close() })
+	var puts []kv.Op
+	for i := range 5000 {
+		puts = append(puts, put(fmt.Sprintf("some/rather/long/key/%06d", i), "v"))
+	}
+	m.mustTxn(puts...)
+	m.mustTxn(kv.Op{Kind: kv.OpDeleteRange})
+	m.store.Engine().SetDiscard(2)
+	if err := m.store.Engine().DeleteAt([][]byte{eventKey(2, 0)}, []uint64{2}); err != nil {
+		t.Fatal(err)
+	}
+	w, err := m.Watch(kv.Watch{From: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if b, err := w.Next(context.Background()); !errors.Is(err, kv.ErrCorruption) {
+		t.Errorf("%d events: %v", len(b.Events), err)
+	}
+}

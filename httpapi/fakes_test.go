@@ -29,6 +29,7 @@ type fakeCluster struct {
 	members []kv.Member
 	calls   []string
 	err     error // of the next operations
+	infoErr error
 }
 
 func newFakeCluster(self string) *fakeCluster {
@@ -71,7 +72,7 @@ func (f *fakeCluster) Info(context.Context) (kv.ClusterInfo, error) {
 	return kv.ClusterInfo{
 		ID: f.id, Name: "sett", Leader: f.leader, Term: 3, Members: f.members,
 		Settings: kv.ClusterSettings{HistoryRetention: 90 * time.Minute, MaxKeyBytes: 64, MaxValueBytes: 1 << 20, MaxRequestBytes: 2 << 20},
-	}, nil
+	}, f.infoErr
 }
 
 func (f *fakeCluster) call(what string) error {
@@ -124,6 +125,7 @@ type fakeHealth struct {
 	live   error
 	checks []kv.Check
 	panics bool
+	err    error // of Status
 }
 
 func (f *fakeHealth) Status(context.Context) (kv.Status, error) {
@@ -132,7 +134,7 @@ func (f *fakeHealth) Status(context.Context) (kv.Status, error) {
 	if f.panics {
 		panic("a bug with a secret in it")
 	}
-	return kv.Status{ID: "n1", Role: kv.RoleLeader, Revision: 5}, nil
+	return kv.Status{ID: "n1", Role: kv.RoleLeader, Revision: 5}, f.err
 }
 
 func (f *fakeHealth) Live() error {

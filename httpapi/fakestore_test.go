@@ -20,6 +20,8 @@ type fakeStore struct {
 	onGet   func(ctx context.Context, key string, o kv.ReadOptions) (kv.Item, kv.Revision, error)
 	onScan  func(ctx context.Context, q kv.Scan, o kv.ReadOptions) (Scanner, error)
 	onWatch func(ctx context.Context, w kv.Watch) (Watcher, error)
+	// fail is what everything that the store does fails with.
+	fail error
 	// afterTxn sees each decision and may lose it on its way.
 	afterTxn func(t kv.Txn, r kv.TxnResult, err error) error
 
@@ -290,6 +292,9 @@ func (x *fakeTxn) do(op kv.Op) (kv.OpResult, error) {
 }
 
 func (f *fakeStore) Txn(ctx context.Context, t kv.Txn, timing *kv.Timing) (kv.TxnResult, error) {
+	if f.fail != nil {
+		return kv.TxnResult{}, f.fail
+	}
 	if f.onTxn != nil {
 		if r, err := f.onTxn(ctx, t); !errors.Is(err, errGoOn) {
 			return r, err
@@ -378,6 +383,9 @@ func (f *fakeStore) readableLocked(o kv.ReadOptions) (kv.Revision, error) {
 }
 
 func (f *fakeStore) Get(ctx context.Context, key string, o kv.ReadOptions, timing *kv.Timing) (kv.Item, kv.Revision, error) {
+	if f.fail != nil {
+		return kv.Item{}, 0, f.fail
+	}
 	if f.onGet != nil {
 		if it, rev, err := f.onGet(ctx, key, o); !errors.Is(err, errGoOn) {
 			return it, rev, err
@@ -398,6 +406,9 @@ func (f *fakeStore) Get(ctx context.Context, key string, o kv.ReadOptions, timin
 }
 
 func (f *fakeStore) Scan(ctx context.Context, q kv.Scan, o kv.ReadOptions, timing *kv.Timing) (Scanner, error) {
+	if f.fail != nil {
+		return nil, f.fail
+	}
 	if f.onScan != nil {
 		if s, err := f.onScan(ctx, q, o); !errors.Is(err, errGoOn) {
 			return s, err
@@ -471,6 +482,9 @@ func (s *fakeScanner) Err() error           { return s.err }
 func (s *fakeScanner) Close()               { s.closed = true }
 
 func (f *fakeStore) Watch(ctx context.Context, w kv.Watch) (Watcher, error) {
+	if f.fail != nil {
+		return nil, f.fail
+	}
 	if f.onWatch != nil {
 		if x, err := f.onWatch(ctx, w); !errors.Is(err, errGoOn) {
 			return x, err
@@ -574,6 +588,9 @@ func (f *fakeStore) watching() int {
 }
 
 func (f *fakeStore) Compact(_ context.Context, rev kv.Revision) (kv.Compaction, error) {
+	if f.fail != nil {
+		return kv.Compaction{}, f.fail
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if rev > f.rev {
@@ -591,6 +608,9 @@ func (f *fakeStore) Compact(_ context.Context, rev kv.Revision) (kv.Compaction, 
 }
 
 func (f *fakeStore) Pin(_ context.Context, rev kv.Revision, ttl time.Duration) (kv.Pin, error) {
+	if f.fail != nil {
+		return kv.Pin{}, f.fail
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if rev < f.oldest {
@@ -602,6 +622,9 @@ func (f *fakeStore) Pin(_ context.Context, rev kv.Revision, ttl time.Duration) (
 }
 
 func (f *fakeStore) Unpin(_ context.Context, id string) error {
+	if f.fail != nil {
+		return f.fail
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if _, ok := f.pins[id]; !ok {
@@ -618,6 +641,9 @@ func (f *fakeStore) Settings() kv.ClusterSettings {
 }
 
 func (f *fakeStore) SetSettings(_ context.Context, s kv.ClusterSettings) error {
+	if f.fail != nil {
+		return f.fail
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.settings = s
@@ -636,7 +662,7 @@ func (f *fakeStore) Now() time.Time {
 	return f.now
 }
 
-func (f *fakeStore) Snapshot(context.Context) (uint64, error) { return 77, nil }
+func (f *fakeStore) Snapshot(context.Context) (uint64, error) { return 77, f.fail }
 
 func (f *fakeStore) txnCount() int {
 	f.mu.Lock()

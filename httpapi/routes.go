@@ -86,6 +86,7 @@ func (s *Server) routeTable() []route {
 		{name: "livez", path: "/livez", methods: only(http.MethodGet, s.probe(s.liveness), "verbose")},
 		{name: "readyz", path: "/readyz", methods: only(http.MethodGet, s.probe(s.cfg.Health.Ready), "verbose")},
 		{name: "healthz", path: "/healthz", methods: only(http.MethodGet, s.probe(all), "verbose")},
+		{name: "openapi", path: "/openapi.yaml", methods: only(http.MethodGet, s.getOpenAPI)},
 		{name: "metrics", path: "/metrics", methods: only(http.MethodGet, s.metricsHandler(), "name[]")},
 	}
 }

@@ -64,13 +64,14 @@ var doors = map[string]map[string]reach{
 	"github.com/hashicorp/raft": {
 		"raftstore": anywhere, "consensus": anywhere, "fsm": oneFile, "snapshot": oneFile,
 	},
-	"github.com/BBVA/raft-badger":     {"raftstore": anywhere},
-	"github.com/dgraph-io/badger/v2":  {"engine": anywhere, "raftstore": anywhere, "internal/badgerkit": anywhere},
-	"github.com/hashicorp/memberlist": {"cluster": anywhere},
-	"github.com/gorilla/mux":          {"httpapi": anywhere},
-	"go.yaml.in/yaml":                 {"config": anywhere},
-	"github.com/spf13/pflag":          {"config": anywhere},
-	"github.com/spf13/cobra":          {"cmd/sett": anywhere},
+	"github.com/BBVA/raft-badger":        {"raftstore": anywhere},
+	"github.com/dgraph-io/badger/v2":     {"engine": anywhere, "raftstore": anywhere, "internal/badgerkit": anywhere},
+	"github.com/hashicorp/memberlist":    {"cluster": anywhere},
+	"github.com/gorilla/mux":             {"httpapi": anywhere},
+	"github.com/go-json-experiment/json": {"httpapi": anywhere},
+	"go.yaml.in/yaml":                    {"config": anywhere},
+	"github.com/spf13/pflag":             {"config": anywhere},
+	"github.com/spf13/cobra":             {"cmd/sett": anywhere},
 
 	"github.com/prometheus/client_golang": {
 		"httpapi": anywhere, "consensus": anywhere, "cluster": anywhere, "node": anywhere,
@@ -87,6 +88,8 @@ var doors = map[string]map[string]reach{
 	"golang.org/x/sys":                   {"snapshot": anywhere, "internal/badgerkit": anywhere},
 
 	"github.com/hashicorp/go-metrics":       {"consensus": inTests},
+	"github.com/pb33f/libopenapi":           {"httpapi": inTests},
+	"github.com/pb33f/libopenapi-validator": {"httpapi": inTests},
 	"github.com/prometheus/client_model/go": {everywhere: inTests},
 	"pgregory.net/rapid":                    {everywhere: inTests},
 	"github.com/anishathalye/porcupine":     {everywhere: inTests},

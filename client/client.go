@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,6 +28,9 @@ type Config struct {
 	// HTTPClient sends the requests; its Timeout should be zero. Default: one of the
 	// Client's own, whose idle connections Close closes.
 	HTTPClient *http.Client
+	// HTTP2 speaks HTTP/2 only, without TLS by prior knowledge: many calls share one
+	// connection to each node. It has no effect on an HTTPClient that was given.
+	HTTP2 bool
 }
 
 // Client talks to one cluster. It is safe for concurrent use.
@@ -37,8 +41,12 @@ type Client struct {
 	own       bool
 
 	mu sync.Mutex
-	// good is the index of the endpoint that answered last.
+	// good is the index of the endpoint that a write was answered by last.
 	good int
+	// turn counts reads, so that they go round the endpoints.
+	turn int
+	// failed is when each endpoint failed last; zero once it answers.
+	failed []time.Time
 	// nodes has the id of the node behind each endpoint, "" where not known.
 	nodes []string
 	// leader is the id of the last leader heard of.
@@ -53,7 +61,7 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = DefaultTimeout
 	}
-	c := &Client{timeout: cfg.Timeout, http: cfg.HTTPClient, nodes: make([]string, len(cfg.Endpoints))}
+	c := &Client{timeout: cfg.Timeout, http: cfg.HTTPClient, nodes: make([]string, len(cfg.Endpoints)), failed: make([]time.Time, len(cfg.Endpoints))}
 	for _, text := range cfg.Endpoints {
 		u, err := parseEndpoint(text)
 		if err != nil {
@@ -64,19 +72,31 @@ func New(cfg Config) (*Client, error) {
 	if c.http == nil {
 		c.own = true
 		c.http = &http.Client{
-			Transport: &http.Transport{
-				Proxy:               http.ProxyFromEnvironment,
-				MaxIdleConnsPerHost: 64,
-				IdleConnTimeout:     90 * time.Second,
-				// Values are stored as they are; asking for compression would only
-				// change their ETag.
-				DisableCompression: true,
-				ForceAttemptHTTP2:  true,
-			},
+			Transport:     newTransport(cfg.HTTP2),
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}
 	}
 	return c, nil
+}
+
+func newTransport(http2 bool) *http.Transport {
+	t := &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		MaxIdleConnsPerHost: 64,
+		IdleConnTimeout:     90 * time.Second,
+		// A bulk load that is refused keeps its body, so that it can go elsewhere.
+		ExpectContinueTimeout: time.Second,
+		// Values are stored as they are; asking for compression would only
+		// change their ETag.
+		DisableCompression: true,
+		ForceAttemptHTTP2:  true,
+	}
+	if http2 {
+		t.Protocols = new(http.Protocols)
+		t.Protocols.SetHTTP2(true)
+		t.Protocols.SetUnencryptedHTTP2(true)
+	}
+	return t
 }
 
 // Close closes the idle connections of a Client's own HTTP client. Calls in flight
@@ -111,32 +131,45 @@ func parseEndpoint(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// order returns the indices of the endpoints in the order to try them: the leader
-// first if it is wanted and known, then the one that answered last, then the rest.
-func (c *Client) order(wantLeader bool) []int {
+// sidelined is for how long an endpoint that failed is asked after those that did not.
+const sidelined = 5 * time.Second
+
+// order returns the indices of the endpoints in the order to try them. What the leader
+// does goes to it if it is known, else to the endpoint that answered last; reads go to
+// each endpoint in turn. Endpoints that failed a moment ago come last.
+func (c *Client) order(forLeader bool) []int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	first := c.good
-	if wantLeader && c.leader != "" {
-		for i, id := range c.nodes {
-			if id == c.leader {
-				first = i
-				break
-			}
+	if !forLeader {
+		first = c.turn
+		c.turn = (c.turn + 1) % len(c.endpoints)
+	} else if c.leader != "" {
+		if i := slices.Index(c.nodes, c.leader); i >= 0 {
+			first = i
 		}
 	}
-	list := make([]int, len(c.endpoints))
-	for i := range list {
-		list[i] = (first + i) % len(list)
+	list := make([]int, 0, len(c.endpoints))
+	var bad []int
+	for i := range c.endpoints {
+		i = (first + i) % len(c.endpoints)
+		if at := c.failed[i]; at.IsZero() || time.Since(at) > sidelined {
+			list = append(list, i)
+		} else {
+			bad = append(bad, i)
+		}
 	}
-	return list
+	return append(list, bad...)
 }
 
 // learn remembers what the headers of an answer of endpoint i tell.
-func (c *Client) learn(i int, h http.Header) {
+func (c *Client) learn(i int, h http.Header, forLeader bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.good = i
+	c.failed[i] = time.Time{}
+	if forLeader {
+		c.good = i
+	}
 	if id := h.Get("Sett-Node"); id != "" {
 		c.nodes[i] = id
 	}
@@ -149,6 +182,7 @@ func (c *Client) learn(i int, h http.Header) {
 func (c *Client) forget(i int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.failed[i] = time.Now()
 	if c.good == i {
 		c.good = (i + 1) % len(c.endpoints)
 	}

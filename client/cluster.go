@@ -44,7 +44,7 @@ func (c *Client) probe(ctx context.Context, path string) error {
 	defer cancel()
 	r := read(path)
 	r.untimed = true
-	if _, _, e := c.attempt(ctx, 0, r); e != nil {
+	if _, _, e := c.attempt(ctx, 0, &r); e != nil {
 		return e
 	}
 	return nil

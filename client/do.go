@@ -25,6 +25,12 @@ type request struct {
 	query         url.Values
 	header        http.Header
 	body          []byte
+	// upload is a body that can be read once.
+	upload *upload
+	// stream says that the body of an answer of success is for the caller to read.
+	stream bool
+	// once is the idempotency key: sending it twice does it once.
+	once string
 	// write says that sending it twice could do it twice.
 	write bool
 	// forwarded says that the leader does the work, so it is asked first if known.
@@ -39,6 +45,8 @@ type answer struct {
 	status   int
 	header   http.Header
 	body     []byte
+	// stream is the body of an answer to a request that asked for a stream.
+	stream *lineStream
 }
 
 const (
@@ -58,33 +66,42 @@ const (
 // do sends r until it has an answer that stands. Its error is a *kv.Error; the answer
 // that it was made from comes along, if there was one.
 func (c *Client) do(ctx context.Context, r request) (*answer, error) {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, c.timeout)
-		defer cancel()
-	}
+	ctx, cancel := c.bounded(ctx)
+	defer cancel()
+	return c.doUnbounded(ctx, r)
+}
+
+// doUnbounded is do without Config.Timeout.
+func (c *Client) doUnbounded(ctx context.Context, r request) (*answer, error) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = firstPause, longestPause
 	var last *kv.Error
+	unsure := false
 	for dead := 0; ; {
 		reached := false
 		for _, i := range c.order(r.forwarded) {
-			a, sent, err := c.attempt(ctx, i, r)
-			if err == nil {
+			began := time.Now()
+			a, try := c.try(ctx, i, &r)
+			if try.err == nil {
 				return a, nil
 			}
-			last = err
-			reached = reached || sent
-			if !sent || retriable(err, r.write) {
-				c.forget(i)
-			} else {
-				return a, err
+			last = try.err
+			reached = reached || try.sent
+			if !unsure && try.sent && r.once != "" && last.Outcome == kv.OutcomeUnknown {
+				unsure = true
+				var done context.CancelFunc
+				ctx, done = context.WithDeadline(ctx, began.Add(onceBudget))
+				defer done()
 			}
+			if !try.again {
+				return a, settle(last, &r, unsure)
+			}
+			c.forget(i)
 			if ctx.Err() != nil {
-				return nil, c.gaveUp(ctx, r, last)
+				return nil, c.gaveUp(ctx, &r, last, unsure)
 			}
 		}
-		if dead++; reached {
+		if dead++; reached || unsure {
 			dead = 0
 		}
 		if dead == deadRounds {
@@ -99,15 +116,26 @@ func (c *Client) do(ctx context.Context, r request) (*answer, error) {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return nil, c.gaveUp(ctx, r, last)
+			return nil, c.gaveUp(ctx, &r, last, unsure)
 		}
 	}
 }
 
+// bounded is ctx with Config.Timeout, if it has no deadline.
+func (c *Client) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, c.timeout)
+}
+
 // gaveUp is the error of a call that ran out of time, where last was the newest
-// reason to try again: a retriable one, so nothing was applied.
-func (c *Client) gaveUp(ctx context.Context, r request, last *kv.Error) error {
-	if errors.Is(ctx.Err(), context.Canceled) {
+// reason to try again.
+func (c *Client) gaveUp(ctx context.Context, r *request, last *kv.Error, unsure bool) error {
+	if unsure {
+		return settle(last, r, true)
+	}
+	if errors.Is(context.Cause(ctx), context.Canceled) {
 		e := kv.Errorf(kv.CodeTimeout, "canceled by the caller")
 		if r.write {
 			e.Outcome = kv.OutcomeNotApplied
@@ -121,9 +149,15 @@ func (c *Client) gaveUp(ctx context.Context, r request, last *kv.Error) error {
 // retriable says whether a request that failed with e, after it was sent, may be
 // sent again.
 //
-// Invariant 25: nothing is retried on an unknown outcome.
-func retriable(e *kv.Error, write bool) bool {
-	if write && e.Outcome != kv.OutcomeNotApplied {
+// Invariant 25: nothing is retried on an unknown outcome without an idempotency key.
+func retriable(e *kv.Error, r *request) bool {
+	if r.upload != nil && r.upload.begun() {
+		return false
+	}
+	if r.write && e.Outcome == kv.OutcomeUnknown {
+		return r.once != "" || mutantRetryWithoutKey
+	}
+	if r.write && e.Outcome != kv.OutcomeNotApplied {
 		return false
 	}
 	switch e.Code {
@@ -133,9 +167,52 @@ func retriable(e *kv.Error, write bool) bool {
 	return false
 }
 
+// verdict is what became of one attempt.
+type verdict struct {
+	err *kv.Error
+	// sent says that some of the request may have left this machine.
+	sent bool
+	// again says that it may be sent again.
+	again bool
+}
+
+// shortestTry is below what the time left is not divided among endpoints.
+const shortestTry = 2 * time.Second
+
+// try makes one attempt of a call that ends with ctx. What is safe to send again gets
+// half of the time that is left, so that a node that hangs does not use it all up.
+func (c *Client) try(ctx context.Context, i int, r *request) (*answer, verdict) {
+	tryCtx, short := ctx, false
+	if deadline, ok := ctx.Deadline(); ok && len(c.endpoints) > 1 && r.upload == nil && (!r.write || r.once != "") {
+		if left := time.Until(deadline); left > 2*shortestTry {
+			var cancel context.CancelFunc
+			tryCtx, cancel = context.WithTimeout(ctx, left/2)
+			defer cancel()
+			short = true
+		}
+	}
+	a, sent, err := c.attempt(tryCtx, i, r)
+	if err == nil {
+		return a, verdict{}
+	}
+	again := !sent || retriable(err, r) || short && err.Code == kv.CodeTimeout && ctx.Err() == nil
+	if !again && a != nil {
+		c.learn(i, a.header, r.forwarded)
+	}
+	return a, verdict{err: err, sent: sent, again: again}
+}
+
 // attempt sends r to endpoint i once. sent says whether any of it may have left this
 // machine; if not, nothing can have been applied.
-func (c *Client) attempt(ctx context.Context, i int, r request) (a *answer, sent bool, e *kv.Error) {
+func (c *Client) attempt(ctx context.Context, i int, r *request) (a *answer, sent bool, e *kv.Error) {
+	// A stream outlives the time that its start may take.
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	unhook := context.AfterFunc(ctx, cancel)
+	defer func() {
+		if unhook(); a == nil || a.stream == nil {
+			cancel()
+		}
+	}()
 	req, err := c.newRequest(ctx, i, r)
 	if err != nil {
 		// Not sent, but no other endpoint would make it better.
@@ -143,31 +220,36 @@ func (c *Client) attempt(ctx context.Context, i int, r request) (a *answer, sent
 	}
 	endpoint := c.endpoints[i].String()
 	var connected atomic.Bool
-	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+	req = req.WithContext(httptrace.WithClientTrace(life, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
 	}))
 	resp, err := c.http.Do(req)
 	if err == nil {
 		a = &answer{endpoint: endpoint, status: resp.StatusCode, header: resp.Header}
-		a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxBodyBytes))
-		resp.Body.Close()
+		if r.stream && success(a.status) {
+			a.stream = &lineStream{index: i, endpoint: endpoint, lines: newLineReader(resp.Body), body: resp.Body, cancel: cancel}
+		} else {
+			a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxBodyBytes))
+			resp.Body.Close()
+		}
 	}
 	if err != nil {
+		if cause := ctx.Err(); cause != nil {
+			err = cause // the reason why life was canceled
+		}
 		return nil, connected.Load(), transportError(endpoint, r, connected.Load(), err)
 	}
-	if a.status >= 200 && a.status < 300 {
-		c.learn(i, a.header)
+	if success(a.status) {
+		c.learn(i, a.header, r.forwarded)
 		return a, true, nil
 	}
-	e = answerError(a, r.write)
-	if !retriable(e, r.write) {
-		c.learn(i, a.header)
-	}
-	return a, true, e
+	return a, true, answerError(a, r.write)
 }
 
+func success(status int) bool { return status >= 200 && status < 300 }
+
 // transportError is the error of a request that got no (whole) answer.
-func transportError(endpoint string, r request, sent bool, err error) *kv.Error {
+func transportError(endpoint string, r *request, sent bool, err error) *kv.Error {
 	// The URL error repeats method and URL, which say nothing to the caller.
 	var ue *url.Error
 	if errors.As(err, &ue) {
@@ -205,7 +287,7 @@ func reason(err error) string {
 	return err.Error()
 }
 
-func (c *Client) newRequest(ctx context.Context, i int, r request) (*http.Request, error) {
+func (c *Client) newRequest(ctx context.Context, i int, r *request) (*http.Request, error) {
 	base := c.endpoints[i]
 	u := *base
 	u.Path = base.Path + r.path
@@ -223,6 +305,9 @@ func (c *Client) newRequest(ctx context.Context, i int, r request) (*http.Reques
 	var body io.Reader
 	if r.body != nil {
 		body = bytes.NewReader(r.body)
+	}
+	if r.upload != nil {
+		body = r.upload
 	}
 	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), body)
 	if err != nil {

@@ -29,6 +29,10 @@ type WriteOptions struct {
 	ContentType string
 	// Previous asks for the item as it was before.
 	Previous bool
+	// IdempotencyKey names the write, in up to kv.MaxOnceKeyBytes bytes: whoever sends the
+	// same write under the same key within kv.OnceWindow gets the answer of the first and
+	// changes nothing. Default: a random one for each call.
+	IdempotencyKey string
 }
 
 // WriteResult is what became of a write that was applied.
@@ -42,6 +46,9 @@ type WriteResult struct {
 	Number int64
 	// Previous is the item before the write, nil if there was none or none was asked.
 	Previous *kv.Item
+	// Replayed says that this is the answer that the write got when it was first sent: by
+	// an attempt whose answer was lost, or by somebody else under the same idempotency key.
+	Replayed bool
 }
 
 // Put stores value under key. It returns kv.ErrPreconditionFailed if a condition of
@@ -118,18 +125,7 @@ func (c *Client) Touch(ctx context.Context, key string, ttl time.Duration, o Wri
 func (c *Client) Get(ctx context.Context, key string, o kv.ReadOptions) (kv.Item, kv.Revision, error) {
 	r := keyRequest(http.MethodGet, key)
 	r.write, r.forwarded = false, o.Consistency == kv.Leader
-	if o.Consistency != kv.Linearizable {
-		r.query.Set("consistency", o.Consistency.String())
-	}
-	if o.Revision != 0 {
-		r.query.Set("revision", formatRevision(o.Revision))
-	}
-	if o.MinRevision != 0 {
-		r.query.Set("min_revision", formatRevision(o.MinRevision))
-	}
-	if o.MaxStaleness != 0 {
-		r.query.Set("max_staleness", o.MaxStaleness.String())
-	}
+	setReadOptions(r.query, o)
 	a, err := c.do(ctx, r)
 	if err != nil {
 		return kv.Item{}, revisionOf(a), err
@@ -139,6 +135,22 @@ func (c *Client) Get(ctx context.Context, key string, o kv.ReadOptions) (kv.Item
 		return kv.Item{}, 0, unreadable(a, err)
 	}
 	return item, revisionOf(a), nil
+}
+
+// setReadOptions adds the parameters of o to q.
+func setReadOptions(q url.Values, o kv.ReadOptions) {
+	if o.Consistency != kv.Linearizable {
+		q.Set("consistency", o.Consistency.String())
+	}
+	if o.Revision != 0 {
+		q.Set("revision", formatRevision(o.Revision))
+	}
+	if o.MinRevision != 0 {
+		q.Set("min_revision", formatRevision(o.MinRevision))
+	}
+	if o.MaxStaleness != 0 {
+		q.Set("max_staleness", o.MaxStaleness.String())
+	}
 }
 
 func keyRequest(method, key string) request {
@@ -166,13 +178,15 @@ func (c *Client) writeAnswer(ctx context.Context, r request, o WriteOptions) (Wr
 	if o.Previous {
 		r.query.Set("previous", "1")
 	}
+	r.setOnce(o.IdempotencyKey)
 	a, err := c.do(ctx, r)
 	if err != nil {
-		return WriteResult{Revision: revisionOf(a)}, a, err
+		return WriteResult{Revision: revisionOf(a), Replayed: replayed(a)}, a, err
 	}
 	res := WriteResult{
 		Revision: revisionOf(a),
 		Created:  a.status == http.StatusCreated,
+		Replayed: replayed(a),
 	}
 	if o.Previous {
 		if res.Previous, err = decodeForm(a.body); err != nil {
@@ -269,7 +283,15 @@ func decodeForm(data []byte) (*kv.Item, error) {
 	if err := json.Unmarshal(data, &f); err != nil || f == nil {
 		return nil, err
 	}
-	item := &kv.Item{
+	item := f.item()
+	return &item, nil
+}
+
+// named reports whether f has a key.
+func (f *form) named() bool { return f.Key != nil || f.KeyBase64 != nil }
+
+func (f *form) item() kv.Item {
+	item := kv.Item{
 		Key: string(f.KeyBase64), Value: f.ValueBase64, CreateRevision: f.CreateRevision, ModRevision: f.ModRevision,
 		Version: f.Version, ContentType: f.ContentType, ExpiresAt: f.ExpiresAt,
 	}
@@ -279,31 +301,36 @@ func decodeForm(data []byte) (*kv.Item, error) {
 	if f.Value != nil {
 		item.Value = []byte(*f.Value)
 	}
-	return item, nil
+	return item
+}
+
+// formOf is the JSON form of item.
+func formOf(item kv.Item) form {
+	f := form{
+		CreateRevision: item.CreateRevision, ModRevision: item.ModRevision, Version: item.Version,
+		ContentType: item.ContentType, ExpiresAt: item.ExpiresAt,
+	}
+	f.Key, f.KeyBase64 = textOrBytes(item.Key)
+	f.Value, f.ValueBase64 = textOrBytes(string(item.Value))
+	return f
+}
+
+// textOrBytes returns s for a JSON member of text, or, if it is not UTF-8, for one of
+// base64.
+func textOrBytes(s string) (*string, []byte) {
+	if utf8.ValidString(s) {
+		return &s, nil
+	}
+	return nil, []byte(s)
 }
 
 // EncodeItem returns the JSON form of a key, as the HTTP API writes it: key and value
 // as text, or in base64 where they are not UTF-8.
 func EncodeItem(item kv.Item) ([]byte, error) {
-	f := form{
-		CreateRevision: item.CreateRevision, ModRevision: item.ModRevision, Version: item.Version,
-		ContentType: item.ContentType, ExpiresAt: item.ExpiresAt,
-	}
-	if utf8.ValidString(item.Key) {
-		f.Key = &item.Key
-	} else {
-		f.KeyBase64 = []byte(item.Key)
-	}
-	if utf8.Valid(item.Value) {
-		value := string(item.Value)
-		f.Value = &value
-	} else {
-		f.ValueBase64 = item.Value
-	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(f); err != nil {
+	if err := enc.Encode(formOf(item)); err != nil {
 		return nil, err
 	}
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil

@@ -20,6 +20,21 @@ type problem struct {
 	Leader          string      `json:"leader"`
 	CurrentRevision kv.Revision `json:"current_revision"`
 	OldestRevision  kv.Revision `json:"oldest_revision"`
+	Line            uint64      `json:"line"`
+	Applied         uint64      `json:"applied"`
+}
+
+// problemError is the error that the server had, as far as it travels.
+func (p *problem) problemError() *kv.Error {
+	e := &kv.Error{
+		Code: p.Code, Outcome: p.Outcome, Msg: p.Detail, Leader: p.Leader,
+		CurrentRevision: p.CurrentRevision, OldestRevision: p.OldestRevision,
+		Line: p.Line, Applied: p.Applied,
+	}
+	if e.Msg == "" {
+		e.Msg = p.Title
+	}
+	return e
 }
 
 // problemType is the media type of every error of a node.
@@ -52,14 +67,8 @@ func answerError(a *answer, write bool) *kv.Error {
 	if kind != problemType || json.Unmarshal(a.body, &p) != nil || p.Code == "" {
 		return strangeAnswer(a, write, kind)
 	}
-	e := &kv.Error{
-		Code: p.Code, Outcome: p.Outcome, Msg: p.Detail, Leader: p.Leader,
-		CurrentRevision: p.CurrentRevision, OldestRevision: p.OldestRevision,
-		RetryAfter: retryAfter(a.header),
-	}
-	if e.Msg == "" {
-		e.Msg = p.Title
-	}
+	e := p.problemError()
+	e.RetryAfter = retryAfter(a.header)
 	return e
 }
 

@@ -52,6 +52,9 @@ type Error struct {
 	// CurrentRevision goes with CodePreconditionFailed, OldestRevision with CodeCompacted.
 	CurrentRevision Revision
 	OldestRevision  Revision
+	// Applied goes with a bulk load that ended early: how many of its lines stand. Line is
+	// the bad one, from 1; 0 if it was no line that ended it.
+	Line, Applied uint64
 	// RetryAfter, if not zero, is when trying again makes sense.
 	RetryAfter time.Duration
 	// Leader is the id of the leader, if known.

@@ -1,0 +1,5 @@
+//go:build mutant_retry_without_key
+
+package client
+
+const mutantRetryWithoutKey = true

@@ -157,7 +157,7 @@ func ignoredVariable(key string) bool {
 	if key == fileEnv || slices.Contains(ClientVariables, key) {
 		return true
 	}
-	return slices.ContainsFunc(kubernetesPrefixes, func(p string) bool { return strings.HasPrefix(key, p) })
+	return strings.HasPrefix(key, eventPrefix) || slices.ContainsFunc(kubernetesPrefixes, func(p string) bool { return strings.HasPrefix(key, p) })
 }
 
 // check looks at settings that must fit each other. Each message names the setting

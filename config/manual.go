@@ -56,8 +56,8 @@ The nested settings of Badger are nested in YAML, and joined by a dash or an und
 
 An unknown key in the file, an unknown ` + "`SETT_…`" + ` variable and a bad value are errors that name the setting and
 its source, also when a higher place overrides them. The node ignores the variables of the client commands
-(` + "`SETT_ENDPOINTS`, `SETT_OUTPUT`, `SETT_TIMEOUT`, `SETT_TOKEN`, `SETT_CACERT`, `SETT_CERT`, `SETT_KEY`" + `) and those that
-Kubernetes sets for a service named sett (` + "`SETT_PORT…`, `SETT_SERVICE_…`" + `).
+(` + "`SETT_ENDPOINTS`, `SETT_OUTPUT`, `SETT_TIMEOUT`, `SETT_TOKEN`, `SETT_CACERT`, `SETT_CERT`, `SETT_KEY`" + `), those that
+Kubernetes sets for a service named sett (` + "`SETT_PORT…`, `SETT_SERVICE_…`" + `) and those of ` + "`sett watch --exec`" + ` (` + "`SETT_EVENT_…`" + `).
 `
 
 const manualAfterNode = `

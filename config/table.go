@@ -52,6 +52,10 @@ var ClientVariables = []string{
 // a service named "sett".
 var kubernetesPrefixes = []string{"SETT_PORT", "SETT_SERVICE_"}
 
+// eventPrefix begins the variables that sett watch sets for the commands that it runs;
+// a node may be one of them.
+const eventPrefix = "SETT_EVENT_"
+
 // Limits that are properties of the store, not choices; those of the cluster settings
 // are kv's.
 const (

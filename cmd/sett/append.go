@@ -15,6 +15,8 @@ func (a *app) appendCommand() *cobra.Command {
 		Args:  cobra.RangeArgs(1, 2),
 	}
 	conn := a.connectionFlags(cmd)
+	var key string
+	onceFlag(cmd, &key)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		value, err := a.value(args)
 		if err != nil {
@@ -22,7 +24,7 @@ func (a *app) appendCommand() *cobra.Command {
 		}
 		return conn.do(cmd, func(ctx context.Context, cl *client.Client) error {
 			// Only the item before tells whether the key was made.
-			o := client.WriteOptions{Previous: conn.output == outputJSON}
+			o := client.WriteOptions{Previous: conn.output == outputJSON, IdempotencyKey: key}
 			r, err := cl.Append(ctx, args[0], value, o)
 			if err != nil {
 				return err

@@ -106,6 +106,19 @@ func (c *connection) dial(endpoints ...string) (*client.Client, error) {
 // do calls fn with a client and with a context that ends at the timeout and at a
 // signal.
 func (c *connection) do(cmd *cobra.Command, fn func(context.Context, *client.Client) error) error {
+	limit, err := c.limit()
+	if err != nil {
+		return err
+	}
+	return c.stream(cmd, func(ctx context.Context, cl *client.Client) error {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		return fn(ctx, cl)
+	})
+}
+
+// stream is do for what may take any time: the timeout bounds each request's start.
+func (c *connection) stream(cmd *cobra.Command, fn func(context.Context, *client.Client) error) error {
 	if !slices.Contains([]string{outputDefault, outputTable, outputJSON, outputRaw}, c.output) {
 		return usagef("bad value %q for --output (or SETT_OUTPUT): want table, json or raw", c.output)
 	}
@@ -114,19 +127,18 @@ func (c *connection) do(cmd *cobra.Command, fn func(context.Context, *client.Cli
 		return err
 	}
 	defer cl.Close()
-	limit, err := c.limit()
-	if err != nil {
-		return err
-	}
 	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
 	return fn(ctx, cl)
 }
 
-// maxInputBytes bounds a value read from standard input; the cluster's own limit is
-// lower.
+// onceFlag gives a write the flag for its idempotency key.
+func onceFlag(cmd *cobra.Command, key *string) {
+	cmd.Flags().StringVar(key, "idempotency-key", "", "name of this write: sent again under it, it is answered as before and changes nothing (default a random one)")
+}
+
+// maxInputBytes bounds a value or a transaction that is read whole; the cluster's own
+// limit is lower.
 const maxInputBytes = 64 << 20
 
 // value returns the value of a put or append: the second argument, else standard
@@ -135,12 +147,17 @@ func (a *app) value(args []string) ([]byte, error) {
 	if len(args) > 1 {
 		return []byte(args[1]), nil
 	}
-	data, err := io.ReadAll(io.LimitReader(a.in, maxInputBytes+1))
+	return readInput(a.in, "standard input")
+}
+
+// readInput reads r, of that name, as far as a request may be long.
+func readInput(r io.Reader, name string) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, maxInputBytes+1))
 	if err != nil {
-		return nil, fmt.Errorf("read the value from standard input: %w", err)
+		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
 	if len(data) > maxInputBytes {
-		return nil, fmt.Errorf("the value on standard input is longer than %d bytes: store it in several keys", maxInputBytes)
+		return nil, fmt.Errorf("%s has more than %d bytes: split it into several writes", name, maxInputBytes)
 	}
 	return data, nil
 }

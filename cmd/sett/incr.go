@@ -19,6 +19,8 @@ func (a *app) incrCommand() *cobra.Command {
 		Args:  cobra.RangeArgs(1, 2),
 	}
 	conn := a.connectionFlags(cmd)
+	var key string
+	onceFlag(cmd, &key)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		by := int64(1)
 		if len(args) > 1 {
@@ -29,7 +31,7 @@ func (a *app) incrCommand() *cobra.Command {
 		}
 		return conn.do(cmd, func(ctx context.Context, cl *client.Client) error {
 			// Only the item before tells whether the key was made.
-			o := client.WriteOptions{Previous: conn.output == outputJSON}
+			o := client.WriteOptions{Previous: conn.output == outputJSON, IdempotencyKey: key}
 			r, err := cl.Incr(ctx, args[0], by, o)
 			if err != nil {
 				return err

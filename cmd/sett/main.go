@@ -70,6 +70,8 @@ failed, 5 cluster unavailable, 6 outcome unknown.`,
 	root.AddCommand(
 		a.serveCommand(), a.devCommand(),
 		a.putCommand(), a.getCommand(), a.delCommand(), a.incrCommand(), a.appendCommand(),
+		a.lsCommand(), a.txnCommand(), a.watchCommand(), a.exportCommand(), a.importCommand(),
+		a.compactCommand(), a.pinCommand(), a.unpinCommand(),
 		a.membersCommand(), a.statusCommand(), a.healthCommand(),
 		a.joinCommand(), a.leaveCommand(), a.removeCommand(), a.promoteCommand(), a.demoteCommand(), a.transferLeaderCommand(),
 		a.versionCommand(),

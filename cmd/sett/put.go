@@ -24,6 +24,7 @@ func (a *app) putCommand() *cobra.Command {
 	cmd.Flags().StringVar(&o.ContentType, "content-type", "", "media type to store with the value")
 	cmd.Flags().StringVar(&match, "if-match", "", "only if the key's revision is this one; * is any")
 	cmd.Flags().BoolVar(&o.IfAbsent, "if-absent", false, "only if the key does not exist")
+	onceFlag(cmd, &o.IdempotencyKey)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := parseMatch(match, &o); err != nil {
 			return err

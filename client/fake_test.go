@@ -112,3 +112,11 @@ func dial(t testing.TB, timeout time.Duration, endpoints ...string) *client.Clie
 	t.Cleanup(c.Close)
 	return c
 }
+
+// newRawNode is a node of one handler that reads bodies itself.
+func newRawNode(t testing.TB, h http.HandlerFunc) string {
+	t.Helper()
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return s.URL
+}

@@ -44,6 +44,9 @@ type Watcher struct {
 	pending []*kv.Event
 	// fresh says that nothing was told so far, so that a restore at next is no surprise.
 	fresh bool
+	// stuck counts resumptions since something whole was told. The first one is made at
+	// once.
+	stuck int
 	pause *backoff.ExponentialBackOff
 	err   error
 }
@@ -113,7 +116,7 @@ func (w *Watcher) take(line []byte) (b kv.WatchBatch, told bool) {
 	case lineEvent:
 		return w.event(l)
 	case lineProgress:
-		w.pause.Reset()
+		w.stuck = 0
 		if len(w.pending) > 0 {
 			// It contradicts itself; what is whole will come again.
 			w.fail()
@@ -157,7 +160,7 @@ func (w *Watcher) event(l watchLine) (b kv.WatchBatch, told bool) {
 	if !l.last {
 		return b, false
 	}
-	w.pause.Reset()
+	w.stuck = 0
 	if e.Revision < w.next {
 		return b, false
 	}
@@ -184,12 +187,16 @@ func (w *Watcher) drop() {
 // resume goes on behind the last whole revision, at another endpoint if the last one
 // gave up. It returns at the end of ctx and at a final error only.
 func (w *Watcher) resume(ctx context.Context) error {
-	timer := time.NewTimer(w.pause.NextBackOff())
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-		return endOfContext(ctx)
+	if w.stuck++; w.stuck == 1 {
+		w.pause.Reset()
+	} else {
+		timer := time.NewTimer(w.pause.NextBackOff())
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return endOfContext(ctx)
+		}
 	}
 	err := w.start(ctx)
 	switch {

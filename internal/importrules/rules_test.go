@@ -84,9 +84,8 @@ var doors = map[string]map[string]reach{
 	// What a transaction touches, in order, for its ranges.
 	"github.com/google/btree": {"fsm": anywhere},
 	// Strict JSON: no duplicate names, no invalid UTF-8, no unknown members.
-	"github.com/go-json-experiment/json": {"httpapi": anywhere},
-	"golang.org/x/sys":                   {"snapshot": anywhere, "internal/badgerkit": anywhere},
-	"github.com/schollz/progressbar":     {"cmd/sett": oneFile},
+	"golang.org/x/sys":               {"snapshot": anywhere, "internal/badgerkit": anywhere},
+	"github.com/schollz/progressbar": {"cmd/sett": oneFile},
 
 	"github.com/hashicorp/go-metrics":       {"consensus": inTests},
 	"github.com/pb33f/libopenapi":           {"httpapi": inTests},

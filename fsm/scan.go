@@ -21,7 +21,6 @@ type Scanner struct {
 	entry kv.ScanEntry
 	// rolled is the last common prefix: keys that begin with it are skipped.
 	rolled string
-	count  int
 	err    error
 	done   bool
 }

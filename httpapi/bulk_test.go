@@ -112,7 +112,7 @@ func TestBulkBatches(t *testing.T) {
 		addr := asked.listen(t)
 		for _, chunk := range []int{in.Len(), 777} {
 			leader.store.reset()
-			req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+addr+"/v1/kv", &chunkReader{bytes.NewReader(in.Bytes()), chunk})
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+addr+"/v1/kv", &chunkReader{bytes.NewReader(in.Bytes()), chunk})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -123,7 +123,7 @@ func TestBulkBatches(t *testing.T) {
 			}
 			got, err := io.ReadAll(resp.Body)
 			_ = resp.Body.Close()
-			if err != nil || resp.StatusCode != 200 || !strings.HasPrefix(string(got), `{"applied":12000,`) {
+			if err != nil || resp.StatusCode != http.StatusOK || !strings.HasPrefix(string(got), `{"applied":12000,`) {
 				t.Fatalf("chunks of %d: %d %s %v", chunk, resp.StatusCode, got, err)
 			}
 			if c := asked.do(t, "GET", "/v1/kv?count_only=1&consistency=leader", "").Body.String(); !strings.Contains(c, `"count":12000,`) {
@@ -318,7 +318,7 @@ func TestBulkBackPressure(t *testing.T) {
 			sent.Add(int64(c))
 			return c, nil
 		}}
-		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+addr+"/v1/kv?timeout=60s", body)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+addr+"/v1/kv?timeout=60s", body)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -351,7 +351,7 @@ func TestBulkBackPressure(t *testing.T) {
 			t.Fatal(r.err)
 		}
 		defer r.resp.Body.Close()
-		if b, _ := io.ReadAll(r.resp.Body); r.resp.StatusCode != 400 && r.resp.StatusCode != 200 {
+		if b, _ := io.ReadAll(r.resp.Body); r.resp.StatusCode != http.StatusBadRequest && r.resp.StatusCode != http.StatusOK {
 			t.Errorf("%d %s", r.resp.StatusCode, b)
 		}
 	})
@@ -461,7 +461,7 @@ func BenchmarkBulk(b *testing.B) {
 			b.Fatal(err)
 		}
 		_ = resp.Body.Close()
-		if resp.StatusCode != 200 {
+		if resp.StatusCode != http.StatusOK {
 			b.Fatal(resp.StatusCode)
 		}
 	}

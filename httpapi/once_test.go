@@ -13,12 +13,12 @@ import (
 
 // A repeat with the same key is answered as the first request was, and changes nothing.
 func TestIdempotencyKey(t *testing.T) {
-	for name, make := range map[string]func(t *testing.T) (asked, leader *fixture){
+	for name, setUp := range map[string]func(t *testing.T) (asked, leader *fixture){
 		"here":      func(t *testing.T) (*fixture, *fixture) { f := newFixture(t); return f, f },
 		"forwarded": func(t *testing.T) (*fixture, *fixture) { p := newPair(t); return p.asked, p.leader },
 	} {
 		t.Run(name, func(t *testing.T) {
-			asked, leader := make(t)
+			asked, leader := setUp(t)
 			leader.store.set(kv.Item{Key: "text", Value: []byte("no number")}, kv.Item{Key: "del"}, kv.Item{Key: "r/1"}, kv.Item{Key: "r/2"})
 			for i, s := range []step{
 				{req: "PUT /v1/kv/new", body: "v"},
@@ -212,7 +212,7 @@ func TestLostForwardWithAKey(t *testing.T) {
 		}()
 		eventually(t, "two attempts", func() bool { return requests.Load() >= 2 })
 		p.asked.cluster.lead("n2", p.addr)
-		if resp := <-done; resp.StatusCode != 201 || resp.Header.Get("Sett-Served-By") != "n2" {
+		if resp := <-done; resp.StatusCode != http.StatusCreated || resp.Header.Get("Sett-Served-By") != "n2" {
 			t.Errorf("%d bytes: %d", size, resp.StatusCode)
 		}
 		// No leader answers any more: in doubt, never not-applied.

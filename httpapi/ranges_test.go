@@ -427,7 +427,7 @@ func TestStreamBreaksOff(t *testing.T) {
 				follower.cluster.lead("n2", f.listen(t))
 				f.cluster.self = "n2"
 				f.cluster.lead("n2", "")
-				req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+follower.listen(t)+path, nil)
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+follower.listen(t)+path, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -465,7 +465,7 @@ func TestStreamEnds(t *testing.T) {
 	}
 	addr := f.listen(t)
 	get := func() *http.Response {
-		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+addr+"/v1/kv?timeout=20ms", nil)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/v1/kv?timeout=20ms", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -558,12 +558,12 @@ func TestDeleteRange(t *testing.T) {
 
 // A delete in pages is many transactions, done by the leader one after the other.
 func TestDeletePages(t *testing.T) {
-	for name, make := range map[string]func(t *testing.T) (asked, leader *fixture){
+	for name, setUp := range map[string]func(t *testing.T) (asked, leader *fixture){
 		"here":      func(t *testing.T) (*fixture, *fixture) { f := newFixture(t); return f, f },
 		"forwarded": func(t *testing.T) (*fixture, *fixture) { p := newPair(t); return p.asked, p.leader },
 	} {
 		t.Run(name, func(t *testing.T) {
-			asked, leader := make(t)
+			asked, leader := setUp(t)
 			fill := func() {
 				var items []kv.Item
 				for i := range 2*deletePageKeys + 5 {
@@ -711,7 +711,7 @@ func BenchmarkStream(b *testing.B) {
 			addr := f.listen(b)
 			b.SetBytes(int64(n * size))
 			for b.Loop() {
-				req, err := http.NewRequestWithContext(b.Context(), "GET", "http://"+addr+"/v1/kv", nil)
+				req, err := http.NewRequestWithContext(b.Context(), http.MethodGet, "http://"+addr+"/v1/kv", nil)
 				if err != nil {
 					b.Fatal(err)
 				}

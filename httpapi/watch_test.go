@@ -27,7 +27,7 @@ type watching struct {
 
 func watch(t testing.TB, addr, query string, headers ...string) *watching {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+addr+"/v1/watch?"+query, nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/v1/watch?"+query, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +37,7 @@ func watch(t testing.TB, addr, query string, headers ...string) *watching {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = resp.Body.Close() })
-	if resp.StatusCode != 200 {
+	if resp.StatusCode != http.StatusOK {
 		b, _ := io.ReadAll(resp.Body)
 		t.Fatalf("%s: %d %s", query, resp.StatusCode, b)
 	}
@@ -332,7 +332,7 @@ func TestIdleWatchHTTP2(t *testing.T) {
 	protocols.SetUnencryptedHTTP2(true)
 	tr := &http.Transport{Protocols: &protocols}
 	defer tr.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+addr+"/v1/watch", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/v1/watch", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -138,7 +138,7 @@ func (a *app) execAll(ctx context.Context, command string, events []*kv.Event) e
 	for _, e := range events {
 		if err := a.execOne(ctx, command, e); err != nil {
 			if ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // its user ended it
 			}
 			return fmt.Errorf("the command failed on the %s of %q at revision %d: %w; go on with --from %d, which has that revision again", e.Type, e.Item.Key, e.Revision, err, e.Revision)
 		}

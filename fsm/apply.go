@@ -310,11 +310,11 @@ func (f *FSM) applyExpire(b **batch, pos position, body []byte) (Result, error) 
 	t := newTxn(*b, f.rev+1, f.small)
 	it := (*b).reader.Scan(engine.ScanOptions{Start: f.expiryStart(), End: expiryKey(f.small.clock+1, ""), KeysOnly: true})
 	var due []string
-	low := f.small.clock + 1
+	low := expiryKey(f.small.clock+1, "")
 	for it.Next() {
-		ms, key, ok := decodeExpiryKey(it.Key())
+		_, key, ok := decodeExpiryKey(it.Key())
 		if ok && len(due) == int(limit) {
-			low = ms
+			low = bytes.Clone(it.Key())
 			break
 		}
 		if !ok {

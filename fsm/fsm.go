@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -46,13 +47,14 @@ type FSM struct {
 	phase    func(string, bool)
 
 	failed atomic.Pointer[error]
-	// expiryLow is a time before which no key falls due: where scans of the expiry index
+	// expiryLow is a key of the expiry index before which there is none: where scans of it
 	// begin, which else would run through all that has expired. It only saves work and
-	// is no part of the state. trimmed is the same for Trim.
-	expiryLow atomic.Uint64
-	trimmed   atomic.Uint64
-	pub       atomic.Pointer[published]
-	hub       *hub
+	// is no part of the state.
+	expiryLow atomic.Pointer[[]byte]
+	// trimmed is the same for Trim.
+	trimmed atomic.Uint64
+	pub     atomic.Pointer[published]
+	hub     *hub
 
 	// anchor is the leader's clock: cluster time at a monotonic instant.
 	anchor atomic.Pointer[clockAnchor]
@@ -158,7 +160,7 @@ func (f *FSM) load() error {
 		f.configuration, f.configurationIndex = label.Configuration, label.ConfigurationIndex
 		f.checkpoint = kv.Revision(label.Revision)
 	}
-	f.expiryLow.Store(0)
+	f.expiryLow.Store(nil)
 	f.trimmed.Store(0)
 	eng := f.store.Engine()
 	r, err := eng.ReadAt(math.MaxUint64)
@@ -342,14 +344,20 @@ func (f *FSM) setDiscard() {
 }
 
 // expiryStart is where a scan of the expiry index begins.
-func (f *FSM) expiryStart() []byte { return expiryKey(f.expiryLow.Load(), "") }
+func (f *FSM) expiryStart() []byte {
+	if low := f.expiryLow.Load(); low != nil {
+		return *low
+	}
+	return []byte{prefixExpiry}
+}
 
-// raiseExpiryLow notes that no key falls due before ms. Keys that are written later
-// fall due after the clock, which is at least ms-1.
-func (f *FSM) raiseExpiryLow(ms uint64) {
+// raiseExpiryLow notes that the expiry index has no key before low. Those that are
+// written later fall due after the clock, so low may lie beyond it by a millisecond at
+// most.
+func (f *FSM) raiseExpiryLow(low []byte) {
 	for {
-		low := f.expiryLow.Load()
-		if ms <= low || f.expiryLow.CompareAndSwap(low, ms) {
+		old := f.expiryLow.Load()
+		if old != nil && bytes.Compare(low, *old) <= 0 || f.expiryLow.CompareAndSwap(old, &low) {
 			return
 		}
 	}

@@ -41,6 +41,8 @@ type revisionEvents struct {
 type hub struct {
 	watching atomic.Int64 // watchers, read by Apply without the lock
 	ringMax  int
+	crowd    int64 // how many watchers are not paced
+	pacer    *pacer
 
 	stop     chan struct{} // closed when no watch can go on
 	stopOnce sync.Once
@@ -64,7 +66,7 @@ type hub struct {
 
 func newHub() *hub {
 	return &hub{
-		ringMax: ringBytes, stop: make(chan struct{}), wake: make(chan struct{}, 1),
+		ringMax: ringBytes, crowd: crowd, pacer: newPacer(), stop: make(chan struct{}), wake: make(chan struct{}, 1),
 		keys: map[string]map[*Watcher]struct{}{}, prefix: map[string]map[*Watcher]struct{}{}, lengths: map[int]int{}, ranges: map[*Watcher]struct{}{},
 	}
 }

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -195,7 +196,7 @@ func (f *FSM) Get(_ context.Context, key string, rev kv.Revision) (kv.Item, kv.R
 // if none does.
 func (f *FSM) NextExpiry() (ms uint64, ok bool, err error) {
 	// What is written after this look falls due after its clock.
-	low := f.pub.Load().clock + 1
+	low := expiryKey(f.pub.Load().clock+1, "")
 	r, at, err := f.readAt(0)
 	if err != nil {
 		return 0, false, err
@@ -203,8 +204,10 @@ func (f *FSM) NextExpiry() (ms uint64, ok bool, err error) {
 	defer r.Close()
 	it := r.Scan(engine.ScanOptions{Start: f.expiryStart(), End: []byte{prefixExpiry + 1}, KeysOnly: true})
 	defer it.Close()
+	var first []byte
 	if it.Next() {
-		ms, _, ok = decodeExpiryKey(it.Key())
+		first = bytes.Clone(it.Key())
+		ms, _, ok = decodeExpiryKey(first)
 		if !ok {
 			return 0, false, kv.Errorf(kv.CodeCorruption, "the expiry index has a malformed key")
 		}
@@ -212,17 +215,17 @@ func (f *FSM) NextExpiry() (ms uint64, ok bool, err error) {
 	if err := f.checkRead(at, it.Err()); err != nil {
 		return 0, false, err
 	}
-	if ok {
-		low = min(low, ms)
+	if ok && bytes.Compare(first, low) < 0 {
+		low = first
 	}
 	f.raiseExpiryLow(low)
 	return ms, ok, nil
 }
 
 // Retained returns the oldest revision that a retention keeps: the state at cluster
-// time ms and all that came after it is kept, but of that no more than bytes (0: no
+// time ms and all that came after it is kept, but of that no more than most bytes (0: no
 // bound) of changed keys and values.
-func (f *FSM) Retained(ms, bytes uint64) (kv.Revision, error) {
+func (f *FSM) Retained(ms, most uint64) (kv.Revision, error) {
 	r, at, err := f.readAt(0)
 	if err != nil {
 		return 0, err
@@ -255,7 +258,7 @@ func (f *FSM) Retained(ms, bytes uint64) (kv.Revision, error) {
 		if err != nil {
 			return 0, err
 		}
-		if ev.stamp < ms || (bytes > 0 && newest.written-ev.written > bytes) {
+		if ev.stamp < ms || (most > 0 && newest.written-ev.written > most) {
 			lo = mid
 		} else {
 			hi = mid - 1

@@ -33,6 +33,8 @@ type Watcher struct {
 	kind  int
 	begun kv.Revision
 	wake  chan struct{} // one token
+	// debt is what the last batch cost and the watcher has not waited for. See pacer.
+	debt int
 
 	// next is the first revision that the watcher has not been told of, as far as is
 	// known; idle says that the hub knows of none that concerns it. Guarded by f.hub.mu.
@@ -125,6 +127,13 @@ func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
 		progress = timer.C
 	}
 	due := false // progress has passed
+	if w.debt > 0 && w.f.hub.watching.Load() > w.f.hub.crowd {
+		ok, rest := w.f.hub.pacer.wait(ctx, w.debt, progress, w.f.hub.stop)
+		if w.debt = rest; !ok && ctx.Err() == nil {
+			return kv.WatchBatch{Revision: w.sofar()}, w.f.err()
+		}
+	}
+	w.debt = 0
 	for {
 		revs, at, told, err := w.look()
 		if err != nil {
@@ -150,6 +159,7 @@ func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
 			}
 		}
 		batch, next, ok := w.fromMemory(revs, at)
+		fromDisk := !ok
 		if !ok {
 			before := w.f.pub.Load()
 			if batch, next, err = w.f.history(&w.watch, at); err != nil {
@@ -161,6 +171,7 @@ func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
 		}
 		w.moveTo(next)
 		if len(batch) > 0 {
+			w.debt = batchPrice(batch, fromDisk)
 			return kv.WatchBatch{Events: batch, Revision: next - 1}, nil
 		}
 		select {
@@ -206,6 +217,14 @@ func (w *Watcher) told() (kv.Revision, bool) {
 		return 0, false
 	}
 	return max(w.next-1, h.seen), true
+}
+
+// sofar returns up to where the watcher has been told everything, resting or not.
+func (w *Watcher) sofar() kv.Revision {
+	h := w.f.hub
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return max(w.next, 1) - 1
 }
 
 func (w *Watcher) moveTo(next kv.Revision) {

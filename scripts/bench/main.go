@@ -31,6 +31,8 @@ type options struct {
 	rounds     int
 
 	restartKeys int
+	dataKeys    int
+	watchers    int
 }
 
 func main() {
@@ -45,6 +47,8 @@ func main() {
 	flag.StringVar(&o.etcd, "etcd", "", "compare with etcd: the binary made of ./etcd")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each side is measured in a comparison")
 	flag.IntVar(&o.restartKeys, "restart", 0, "measure instead how soon nodes with this many keys are ready again after kill -9")
+	flag.IntVar(&o.dataKeys, "data", 0, "measure instead what moves much data: loads of this many keys, streams, pages, watches, expiry")
+	flag.IntVar(&o.watchers, "watchers", 1000, "with -data: how many watch while others write")
 	flag.Parse()
 	for _, text := range strings.Split(clients, ",") {
 		n, err := strconv.Atoi(text)
@@ -98,6 +102,9 @@ func run(ctx context.Context, o options) (err error) {
 		printMemory("sett after the load", pids)
 		printMemory("etcd after the load", etcd.pids())
 		return nil
+	}
+	if o.dataKeys > 0 {
+		return measureData(ctx, o, urls, pids)
 	}
 	fmt.Printf("%d nodes, values of %d bytes, %v each, closed loop, clients spread over all nodes\n\n", len(urls), o.valueBytes, o.duration)
 	fmt.Printf("%-22s %8s %10s %9s %9s %9s %9s %8s\n", "operation", "clients", "ops/s", "p50", "p99", "p99.9", "max", "errors")

@@ -1,0 +1,124 @@
+package fsm
+
+import (
+	"context"
+	"runtime/metrics"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/settkv/sett/kv"
+)
+
+const (
+	// crowd is how many watchers are served without any pacing.
+	crowd = 16
+	// pacePeriod is how often the pace of a crowd is adjusted, and shortOfCPU the time that
+	// goroutines wait for a processor from which on there is not enough of it.
+	pacePeriod = 100 * time.Millisecond
+	shortOfCPU = 500 * time.Microsecond
+	// The pace, in bytes of events a second, and how much at once.
+	leastPace = 8 << 20
+	mostPace  = 1 << 30
+	paceBurst = 8 << 20
+	// batchCost is what a batch costs beside its bytes, and diskCost an event that had to be
+	// read again.
+	batchCost = 4 << 10
+	diskCost  = 8 << 10
+)
+
+// pacer makes a crowd of watchers take what processor time others leave. A thousand
+// watchers of a busy prefix want a thousand times of what is written; without a pace
+// they would get it at the expense of the writes. Up to crowd watchers are not paced.
+type pacer struct {
+	limit *rate.Limiter
+
+	mu       sync.Mutex
+	adjusted time.Time
+	sample   []metrics.Sample
+	counts   []uint64
+}
+
+func newPacer() *pacer {
+	return &pacer{limit: rate.NewLimiter(mostPace, paceBurst), sample: []metrics.Sample{{Name: "/sched/latencies:seconds"}}}
+}
+
+// wait lets cost pass, which was spent before. It returns false if ctx or progress ended
+// first, and then what of it is still to be waited for.
+func (p *pacer) wait(ctx context.Context, cost int, progress <-chan time.Time, stop <-chan struct{}) (ok bool, rest int) {
+	p.adjust()
+	r := p.limit.ReserveN(time.Now(), min(cost, paceBurst))
+	d := r.Delay()
+	if d <= 0 {
+		return true, 0
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true, 0
+	case <-progress:
+	case <-ctx.Done():
+	case <-stop:
+	}
+	r.Cancel()
+	return false, cost
+}
+
+// adjust slows the crowd down while goroutines have to wait for a processor, and lets it
+// go faster while they do not: additive increase, multiplicative decrease.
+func (p *pacer) adjust() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Since(p.adjusted) < pacePeriod {
+		return
+	}
+	p.adjusted = time.Now()
+	now := p.limit.Limit()
+	if p.waitLocked() > shortOfCPU.Seconds() {
+		p.limit.SetLimit(max(leastPace, now/2))
+	} else {
+		p.limit.SetLimit(min(mostPace, now+now/8+leastPace/8))
+	}
+}
+
+// waitLocked returns how long three of four goroutines had to wait for a processor, at
+// most, since the last call; 0 if that can't be told.
+func (p *pacer) waitLocked() float64 {
+	metrics.Read(p.sample)
+	if p.sample[0].Value.Kind() != metrics.KindFloat64Histogram {
+		return 0
+	}
+	h := p.sample[0].Value.Float64Histogram()
+	if len(p.counts) != len(h.Counts) {
+		p.counts = append([]uint64(nil), h.Counts...)
+		return 0
+	}
+	var total uint64
+	for i, n := range h.Counts {
+		total += n - p.counts[i]
+	}
+	var seen uint64
+	wait := 0.0
+	for i, n := range h.Counts {
+		seen += n - p.counts[i]
+		p.counts[i] = n
+		if wait == 0 && seen*4 >= total*3 && total > 0 {
+			wait = h.Buckets[i]
+		}
+	}
+	return wait
+}
+
+// batchPrice is what a batch costs a crowded hub.
+func batchPrice(events []*kv.Event, fromDisk bool) int {
+	n := batchCost
+	for _, e := range events {
+		n += eventBytes(e)
+	}
+	if fromDisk {
+		n += diskCost * len(events)
+	}
+	return n
+}

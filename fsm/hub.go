@@ -79,6 +79,14 @@ func (h *hub) close() {
 
 func (h *hub) end() { h.stopOnce.Do(func() { close(h.stop) }) }
 
+// batchBytes is how big a batch may be.
+func (h *hub) batchBytes() int {
+	if h.watching.Load() > h.crowd {
+		return crowdBytes
+	}
+	return batchBytes
+}
+
 // collect makes the events of a transaction that has just been committed.
 func (h *hub) collect(t *txn, keys []string) *revisionEvents {
 	re := &revisionEvents{rev: t.rev, events: make([]*kv.Event, 0, len(keys))}

@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/settkv/sett/kv"
 )
 
@@ -17,11 +15,10 @@ const (
 	// pacePeriod is how often the pace of a crowd is adjusted, and shortOfCPU the time that
 	// goroutines wait for a processor from which on there is not enough of it.
 	pacePeriod = 100 * time.Millisecond
-	shortOfCPU = 500 * time.Microsecond
-	// The pace, in bytes of events a second, and how much at once.
+	shortOfCPU = 200 * time.Microsecond
+	// The bounds of the pace, in bytes of events a second.
 	leastPace = 8 << 20
-	mostPace  = 1 << 30
-	paceBurst = 8 << 20
+	mostPace  = 256 << 20
 	// batchCost is what a batch costs beside its bytes, and diskCost an event that had to be
 	// read again.
 	batchCost = 4 << 10
@@ -30,57 +27,64 @@ const (
 
 // pacer makes a crowd of watchers take what processor time others leave. A thousand
 // watchers of a busy prefix want a thousand times of what is written; without a pace
-// they would get it at the expense of the writes. Up to crowd watchers are not paced.
+// they would get it at the expense of the writes. They stand in line: the first lets the
+// cost of its last batch pass at the pace of the moment. Up to crowd watchers are not
+// paced.
 type pacer struct {
-	limit *rate.Limiter
+	first chan struct{} // holds a token while somebody is at the head of the line
 
 	mu       sync.Mutex
+	pace     float64 // bytes a second
 	adjusted time.Time
 	sample   []metrics.Sample
 	counts   []uint64
 }
 
 func newPacer() *pacer {
-	return &pacer{limit: rate.NewLimiter(mostPace, paceBurst), sample: []metrics.Sample{{Name: "/sched/latencies:seconds"}}}
+	return &pacer{first: make(chan struct{}, 1), pace: mostPace, sample: []metrics.Sample{{Name: "/sched/latencies:seconds"}}}
 }
 
-// wait lets cost pass, which was spent before. It returns false if ctx or progress ended
-// first, and then what of it is still to be waited for.
-func (p *pacer) wait(ctx context.Context, cost int, progress <-chan time.Time, stop <-chan struct{}) (ok bool, rest int) {
-	p.adjust()
-	r := p.limit.ReserveN(time.Now(), min(cost, paceBurst))
-	d := r.Delay()
-	if d <= 0 {
-		return true, 0
+// wait lets cost pass, which was spent before. It returns false if ctx, progress or stop
+// ended it first: the cost is then still owed.
+func (p *pacer) wait(ctx context.Context, cost int, progress <-chan time.Time, stop <-chan struct{}) bool {
+	select {
+	case p.first <- struct{}{}:
+		defer func() { <-p.first }()
+	case <-progress:
+		return false
+	case <-ctx.Done():
+		return false
+	case <-stop:
+		return false
 	}
-	timer := time.NewTimer(d)
+	timer := time.NewTimer(time.Duration(float64(cost) / p.adjust() * float64(time.Second)))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return true, 0
+		return true
 	case <-progress:
 	case <-ctx.Done():
 	case <-stop:
 	}
-	r.Cancel()
-	return false, cost
+	return false
 }
 
-// adjust slows the crowd down while goroutines have to wait for a processor, and lets it
-// go faster while they do not: additive increase, multiplicative decrease.
-func (p *pacer) adjust() {
+// adjust returns the pace. It slows the crowd down while goroutines have to wait for a
+// processor, and lets it go faster while they do not: additive increase, multiplicative
+// decrease.
+func (p *pacer) adjust() float64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if time.Since(p.adjusted) < pacePeriod {
-		return
+		return p.pace
 	}
 	p.adjusted = time.Now()
-	now := p.limit.Limit()
 	if p.waitLocked() > shortOfCPU.Seconds() {
-		p.limit.SetLimit(max(leastPace, now/2))
+		p.pace = max(leastPace, p.pace/4)
 	} else {
-		p.limit.SetLimit(min(mostPace, now+now/8+leastPace/8))
+		p.pace = min(mostPace, p.pace*17/16+leastPace/16)
 	}
+	return p.pace
 }
 
 // waitLocked returns how long three of four goroutines had to wait for a processor, at

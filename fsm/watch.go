@@ -13,6 +13,7 @@ const (
 	// A batch ends with the revision that reaches one of these.
 	batchEvents = 1000
 	batchBytes  = 256 << 10
+	crowdBytes  = 32 << 10 // in a crowd
 	// batchRevisions is how many revisions are looked at for one batch.
 	batchRevisions = 4096
 )
@@ -127,10 +128,13 @@ func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
 		progress = timer.C
 	}
 	due := false // progress has passed
-	if w.debt > 0 && w.f.hub.watching.Load() > w.f.hub.crowd {
-		ok, rest := w.f.hub.pacer.wait(ctx, w.debt, progress, w.f.hub.stop)
-		if w.debt = rest; !ok && ctx.Err() == nil {
-			return kv.WatchBatch{Revision: w.sofar()}, w.f.err()
+	if w.debt > 0 && w.f.hub.watching.Load() > w.f.hub.crowd && !w.f.hub.pacer.wait(ctx, w.debt, progress, w.f.hub.stop) {
+		select {
+		case <-ctx.Done():
+			return kv.WatchBatch{}, ctx.Err()
+		case <-w.f.hub.stop:
+		default:
+			return kv.WatchBatch{Revision: w.sofar()}, nil
 		}
 	}
 	w.debt = 0
@@ -238,7 +242,7 @@ func (w *Watcher) moveTo(next kv.Revision) {
 // if they do not, or lack what is needed.
 func (w *Watcher) fromMemory(revs []*revisionEvents, at kv.Revision) (batch []*kv.Event, next kv.Revision, ok bool) {
 	next = at
-	size := 0
+	size, most := 0, w.f.hub.batchBytes()
 	for _, re := range revs {
 		mine := 0
 		for _, e := range re.events {
@@ -254,7 +258,7 @@ func (w *Watcher) fromMemory(revs []*revisionEvents, at kv.Revision) (batch []*k
 			size += eventBytes(e)
 		}
 		next = re.rev + 1
-		if len(batch) >= batchEvents || size >= batchBytes {
+		if len(batch) >= batchEvents || size >= most {
 			break
 		}
 	}
@@ -311,7 +315,7 @@ func (f *FSM) history(watch *kv.Watch, from kv.Revision) (batch []*kv.Event, nex
 	it := r.Scan(engine.ScanOptions{Start: eventKey(from, 0), End: eventKey(at+1, 0)})
 	defer it.Close()
 	var parts []change
-	size := 0
+	size, most := 0, f.hub.batchBytes()
 	next = from
 	for it.Next() {
 		rev, part, ok := decodeEventKey(it.Key())
@@ -352,7 +356,7 @@ func (f *FSM) history(watch *kv.Watch, from kv.Revision) (batch []*kv.Event, nex
 			size += eventBytes(e)
 		}
 		batch, parts, next = append(batch, events...), nil, rev+1
-		if len(batch) >= batchEvents || size >= batchBytes || next-from >= batchRevisions {
+		if len(batch) >= batchEvents || size >= most || next-from >= batchRevisions {
 			break
 		}
 	}

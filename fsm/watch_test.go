@@ -145,9 +145,7 @@ func TestWatch(t *testing.T) {
 			m, o := newMachine(t), newModel()
 			t.Cleanup(func() { m.FSM.Close() })
 			m.hub.ringMax = ring
-			if ring != ringBytes {
-				m.hub.crowd = 1000 // the others are paced
-			}
+			m.hub.crowd = 1000 // see TestPacedWatch
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 
@@ -460,5 +458,32 @@ func TestWatchMissesNoPart(t *testing.T) {
 	defer w.Close()
 	if b, err := w.Next(context.Background()); !errors.Is(err, kv.ErrCorruption) {
 		t.Errorf("%d events: %v", len(b.Events), err)
+	}
+}
+
+// TestPacedWatch: a crowd of watchers is told everything too, only later.
+func TestPacedWatch(t *testing.T) {
+	m := newMachine(t)
+	t.Cleanup(func() { m.FSM.Close() })
+	m.hub.crowd, m.hub.ringMax = 2, 4000
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	const revisions, watchers = 60, 20
+	var wg sync.WaitGroup
+	errs := make([]error, watchers)
+	for i := range errs {
+		v := &follower{w: kv.Watch{Range: kv.PrefixRange("k"), From: 1, Progress: time.Millisecond}}
+		wg.Go(func() {
+			if errs[i] = v.take(ctx, m.FSM, revisions); errs[i] == nil && len(v.got) != revisions {
+				errs[i] = fmt.Errorf("%d events of %d", len(v.got), revisions)
+			}
+		})
+	}
+	for i := range revisions {
+		m.mustTxn(put("k", fmt.Sprint(i)))
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -83,7 +83,6 @@ var doors = map[string]map[string]reach{
 	"github.com/gofrs/flock":        {"node": anywhere},
 	// What a transaction touches, in order, for its ranges.
 	"github.com/google/btree": {"fsm": anywhere},
-	"golang.org/x/time":       {"fsm": oneFile},
 	// Strict JSON: no duplicate names, no invalid UTF-8, no unknown members.
 	"golang.org/x/sys":               {"snapshot": anywhere, "internal/badgerkit": anywhere},
 	"github.com/schollz/progressbar": {"cmd/sett": oneFile},

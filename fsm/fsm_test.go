@@ -549,3 +549,175 @@ func TestPreviousIsCounted(t *testing.T) {
 		t.Errorf("%d results", len(r.Ops))
 	}
 }
+
+// TestRangeLimits: a range delete takes as many keys as it says and not one more, and a
+// transaction's ranges are bounded together (Invariant 10b).
+func TestRangeLimits(t *testing.T) {
+	m := newMachine(t)
+	for i := 0; i < maxTouchedKeys; i += 20_000 {
+		ops := make([]kv.Op, 20_000)
+		for j := range ops {
+			ops[j] = put(fmt.Sprintf("k%06d", i+j), "v")
+		}
+		m.mustTxn(ops...)
+	}
+	all := kv.Op{Kind: kv.OpDeleteRange, Range: kv.PrefixRange("k")}
+	m.mustTxn(put("k-one-more", "v"))
+	var e *kv.Error
+	if _, err := m.txn(kv.Txn{Then: []kv.Op{put("x", "v"), all}}); !errors.As(err, &e) || e.Code != kv.CodeTooLarge || m.Info().Keys != maxTouchedKeys+1 {
+		t.Fatalf("%d keys: %v", m.Info().Keys, err)
+	}
+	page := all
+	page.Limit = 1
+	if r := m.mustTxn(page); r.Ops[0].Deleted != 1 || !r.Ops[0].More {
+		t.Fatalf("a page: %+v", r.Ops[0])
+	}
+	reads := make([]kv.Op, 11)
+	for i := range reads {
+		reads[i] = kv.Op{Kind: kv.OpRange, Range: all.Range, Limit: kv.MaxRangeLimit, KeysOnly: true}
+	}
+	if _, err := m.txn(kv.Txn{Then: reads}); !errors.As(err, &e) || e.Code != kv.CodeTooLarge {
+		t.Fatalf("eleven reads of ten thousand keys: %v", err)
+	}
+	if r := m.mustTxn(all); r.Ops[0].Deleted != maxTouchedKeys || m.Info().Keys != 0 {
+		t.Fatalf("%+v", r.Ops[0])
+	}
+	m.checkDigest()
+	m.restart()
+	m.checkDigest()
+}
+
+// TestDeleteNeedsNoValues: what goes is not held in memory, however big it is.
+func TestDeleteNeedsNoValues(t *testing.T) {
+	m := newMachine(t)
+	value := bytes.Repeat([]byte("x"), pieceBytes)
+	for i := range 10 {
+		ops := make([]kv.Op, 100)
+		for j := range ops {
+			ops[j] = kv.Op{Kind: kv.OpPut, Key: fmt.Sprintf("k%04d", i*100+j), Value: value}
+		}
+		m.mustTxn(ops...)
+	}
+	b, err := m.newBatch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.close()
+	tx := newTxn(b, m.rev+1, m.small)
+	ops := []kv.Op{{Kind: kv.OpDeleteRange, Range: kv.PrefixRange("k0")}}
+	for i := range 500 {
+		ops = append(ops, del(fmt.Sprintf("k%04d", 500+i)))
+	}
+	if _, err := tx.run(&kv.Txn{Then: ops}); err != nil {
+		t.Fatal(err)
+	}
+	held := 0
+	for _, p := range tx.keys {
+		if p.old != nil {
+			held += len(p.old.value)
+		}
+	}
+	if len(tx.keys) != 1000 || held > maxHeldBytes {
+		t.Errorf("%d keys, %d bytes of old values held", len(tx.keys), held)
+	}
+}
+
+// TestOnceIsBounded: a full table refuses and forgets nothing early; what is past its
+// time makes room.
+func TestOnceIsBounded(t *testing.T) {
+	m := newMachine(t)
+	m.limits = onceLimits{outcomes: 3, bytes: 1 << 20, waiting: 2, waitingBytes: 1 << 20}
+	clock := uint64(1_000_000)
+	once := func(key string, op kv.Op) Result {
+		cmd, err := EncodeTxn(kv.Txn{Then: []kv.Op{op}, Once: kv.Once{Key: key}}, clock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m.ApplyBatch([]Log{m.entry(clock, cmd)})[0][0]
+	}
+	for i := range 3 {
+		if r := once(fmt.Sprint(i), put("k", "v")); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+	}
+	if r := once("4", put("k", "v")); r.Err == nil || r.Err.Code != kv.CodeOverloaded || r.Err.RetryAfter == 0 || m.Info().Revision != 3 {
+		t.Fatalf("a full table: %+v", r)
+	}
+	for i := range 3 {
+		if r := once(fmt.Sprint(i), put("k", "v")); r.Err != nil || !r.Txn.Replayed || r.Txn.Revision != kv.Revision(i+1) {
+			t.Fatalf("forgotten early: %+v", r)
+		}
+	}
+	clock += onceKeep
+	if r := once("0", put("k", "v")); r.Err != nil || r.Txn.Replayed || r.Txn.Revision != 4 {
+		t.Fatalf("past its time: %+v", r)
+	}
+	if m.once.Count > 3 {
+		t.Errorf("%d outcomes are kept", m.once.Count)
+	}
+	// Those that change nothing wait, and are bounded too.
+	for i := range 2 {
+		if r := once(fmt.Sprint("none", i), del("absent")); r.Err != nil {
+			t.Fatalf("%+v", r)
+		}
+		m.mustTxn(put("k", "v")) // writes what waits
+		clock += onceKeep
+	}
+	m.limits.outcomes = 100
+	for i := range 3 {
+		r := once(fmt.Sprint("waits", i), del("absent"))
+		if (i < 2) != (r.Err == nil) {
+			t.Fatalf("number %d that waits: %+v", i, r)
+		}
+	}
+	// A command that was on its way for too long is refused.
+	cmd, err := EncodeTxn(kv.Txn{Then: []kv.Op{put("k", "v")}, Once: kv.Once{Key: "late"}}, clock-onceWindow-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := m.ApplyBatch([]Log{m.entry(clock, cmd)})[0][0]; r.Err == nil || r.Err.Code != kv.CodeTimeout || r.Err.Outcome != kv.OutcomeNotApplied {
+		t.Fatalf("a late one: %+v", r)
+	}
+}
+
+// TestPins: history is held, and said by whom.
+func TestPins(t *testing.T) {
+	m := newMachine(t)
+	for i := range 9 {
+		m.mustTxn(put("k", fmt.Sprint(i)))
+	}
+	at := func(stamp uint64, cmd []byte) Result { return m.ApplyBatch([]Log{m.entry(stamp, cmd)})[0][0] }
+	a := at(1000, EncodePin(4, time.Second)).Pin
+	b := at(1000, EncodePin(6, time.Hour)).Pin
+	if c := at(1000, EncodeCompact(8)).Compaction; c.To != 4 || !slices.Equal(c.HeldBy, []string{a.ID, b.ID}) {
+		t.Fatalf("%+v", c)
+	}
+	if c := at(2000, EncodeCompact(8)).Compaction; c.To != 6 || !slices.Equal(c.HeldBy, []string{b.ID}) {
+		t.Fatalf("after the first has ended: %+v", c)
+	}
+	if r := at(2000, EncodePin(5, time.Hour)); r.Err == nil || r.Err.Code != kv.CodeCompacted || r.Err.OldestRevision != 6 {
+		t.Fatalf("a pin of what is gone: %+v", r)
+	}
+	if r := at(2000, EncodeUnpin(a.ID)); r.Err == nil || r.Err.Code != kv.CodeNotFound {
+		t.Fatalf("%+v", r)
+	}
+	if r := at(2000, EncodeUnpin(b.ID)); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	if c := at(2000, EncodeCompact(8)).Compaction; c.To != 8 || len(c.HeldBy) != 0 {
+		t.Fatalf("%+v", c)
+	}
+	for i := range maxPins {
+		if r := at(3000, EncodePin(9, kv.MaxPinTTL)); r.Err != nil {
+			t.Fatalf("pin %d: %v", i, r.Err)
+		}
+	}
+	if r := at(3000, EncodePin(9, time.Hour)); r.Err == nil || r.Err.Code != kv.CodeOverloaded {
+		t.Fatalf("%+v", r)
+	}
+	m.snapshot()
+	m.restart()
+	if len(m.small.pins) != maxPins || m.small.pins[0].Expires != 3000+uint64(kv.MaxPinTTL/time.Millisecond) {
+		t.Errorf("%d pins after a restart", len(m.small.pins))
+	}
+}

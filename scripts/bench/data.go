@@ -29,21 +29,26 @@ func measureData(ctx context.Context, o options, urls []string, pids []int) erro
 	return nil
 }
 
-// loadLines writes the lines of a bulk load.
-func loadLines(w io.Writer, prefix, more string, keys, valueBytes int) error {
+// lines are those of a bulk load: keys with a prefix, each with more members.
+type lines struct {
+	prefix, more     string
+	keys, valueBytes int
+}
+
+func (l lines) write(w io.Writer) error {
 	b := bufio.NewWriterSize(w, 1<<20)
-	value := strings.Repeat("0123456789abcdef", valueBytes/16+1)[:valueBytes]
-	for i := range keys {
-		if _, err := fmt.Fprintf(b, `{"key":"%s%09d","value":"%s"%s}`+"\n", prefix, i, value, more); err != nil {
+	value := strings.Repeat("0123456789abcdef", l.valueBytes/16+1)[:l.valueBytes]
+	for i := range l.keys {
+		if _, err := fmt.Fprintf(b, `{"key":"%s%09d","value":"%s"%s}`+"\n", l.prefix, i, value, l.more); err != nil {
 			return err
 		}
 	}
 	return b.Flush()
 }
 
-func bulk(ctx context.Context, url, prefix, more string, keys, valueBytes int) (time.Duration, error) {
+func bulk(ctx context.Context, url string, l lines) (time.Duration, error) {
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(loadLines(w, prefix, more, keys, valueBytes)) }()
+	go func() { w.CloseWithError(l.write(w)) }()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/kv", r)
 	if err != nil {
 		return 0, err
@@ -64,7 +69,7 @@ func bulk(ctx context.Context, url, prefix, more string, keys, valueBytes int) (
 
 func loadBulk(ctx context.Context, o options, urls []string) error {
 	for i, url := range urls {
-		took, err := bulk(ctx, url, fmt.Sprintf("load/%d/", i), "", o.dataKeys, o.valueBytes)
+		took, err := bulk(ctx, url, lines{prefix: fmt.Sprintf("load/%d/", i), keys: o.dataKeys, valueBytes: o.valueBytes})
 		if err != nil {
 			return err
 		}
@@ -212,7 +217,8 @@ func writeExpiring(ctx context.Context, o options, urls []string) error {
 	free := m.run(ctx)
 	ttl := 2*time.Minute + time.Duration(o.dataKeys/10_000)*time.Second
 	at := time.Now().Add(ttl)
-	if _, err := bulk(ctx, urls[0], "due/", fmt.Sprintf(`,"expires_at":%q`, at.UTC().Format(time.RFC3339Nano)), o.dataKeys, o.valueBytes); err != nil {
+	due := lines{"due/", fmt.Sprintf(`,"expires_at":%q`, at.UTC().Format(time.RFC3339Nano)), o.dataKeys, o.valueBytes}
+	if _, err := bulk(ctx, urls[0], due); err != nil {
 		return err
 	}
 	timer := time.NewTimer(time.Until(at.Add(500 * time.Millisecond)))

@@ -46,7 +46,7 @@ func decided(c kv.Code) bool {
 // settle is what may be said of a write that ended with e. unsure says that the fate of
 // an earlier attempt, or of this one, is unknown.
 func settle(e *kv.Error, r *request, unsure bool) *kv.Error {
-	if !unsure || decided(e.Code) && e.Outcome != kv.OutcomeUnknown {
+	if !unsure || mutantClientForgetsDoubt || decided(e.Code) && e.Outcome != kv.OutcomeUnknown {
 		return e
 	}
 	text := "the write may have been applied and its answer was lost"

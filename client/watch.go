@@ -157,7 +157,7 @@ func (w *Watcher) event(l watchLine) (b kv.WatchBatch, told bool) {
 	if e.Revision >= w.next {
 		w.pending = append(w.pending, e)
 	}
-	if !l.last {
+	if !l.last && !mutantTornRevision {
 		return b, false
 	}
 	w.stuck = 0

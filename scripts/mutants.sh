@@ -32,6 +32,9 @@ mutant_read_without_round       ./consensus  TestNoStaleReadAfterPause
 mutant_heartbeat_fast_path      ./consensus  TestRaft695
 mutant_retry_unknown            ./httpapi    TestLostAnswerIsUnknown
 mutant_forget_doubt             ./httpapi    TestDoubtStays
+mutant_retry_without_key        ./client     TestWritesWithoutAKeyAreRetriedOnlyWhenSafe
+mutant_client_forgets_doubt     ./client     TestDoubtStays
+mutant_torn_revision            ./client     TestWatchResumesAtEveryByte
 mutant_forget_promise           ./cluster    TestFormationCannotSplit
 mutant_replace_at_once          ./cluster    TestWipedNodeIsReplacedOnlyAfterSilence
 '

@@ -1,0 +1,5 @@
+//go:build mutant_client_forgets_doubt
+
+package client
+
+const mutantClientForgetsDoubt = true

@@ -1,0 +1,5 @@
+//go:build mutant_torn_revision
+
+package client
+
+const mutantTornRevision = true

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -83,20 +84,20 @@ func (c *connection) watch(ctx context.Context, cl *client.Client, w watch) erro
 	defer watcher.Close()
 	for {
 		batch, err := watcher.Next(ctx)
-		if ctx.Err() != nil {
-			return nil // told to end
-		}
-		if err != nil {
-			return err
-		}
-		if w.command == "" {
+		switch {
+		case err != nil:
+		case w.command == "":
 			err = c.printBatch(batch, w.WatchOptions)
-		} else {
+		default:
 			err = c.app.execAll(ctx, w.command, batch.Events)
 		}
-		if err != nil {
-			return err
+		if err == nil {
+			continue
 		}
+		if errors.Is(err, context.Canceled) {
+			return nil // by the signal that ends a watch
+		}
+		return err
 	}
 }
 
@@ -136,10 +137,11 @@ func shortened(value []byte) string {
 // execAll runs command for each event of a revision.
 func (a *app) execAll(ctx context.Context, command string, events []*kv.Event) error {
 	for _, e := range events {
-		if err := a.execOne(ctx, command, e); err != nil {
-			if ctx.Err() != nil {
-				return nil //nolint:nilerr // its user ended it
-			}
+		err := a.execOne(ctx, command, e)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
 			return fmt.Errorf("the command failed on the %s of %q at revision %d: %w; go on with --from %d, which has that revision again", e.Type, e.Item.Key, e.Revision, err, e.Revision)
 		}
 	}

@@ -145,27 +145,37 @@ func (e *edges) whole() bool { return !begins(e.head) || ends(e.tail) }
 // that the export failed.
 type whatIsWhole struct {
 	lines lineReader
-	// rest of the line at hand.
-	rest []byte
-	err  error
+	// rest is what is left of buf, the line at hand.
+	rest, buf []byte
+	err       error
 }
 
-func (w *whatIsWhole) Read(p []byte) (int, error) {
-	for len(w.rest) == 0 {
-		if w.err != nil {
-			return 0, w.err
+// Read fills p: what comes in small pieces is applied in small batches.
+func (w *whatIsWhole) Read(p []byte) (n int, err error) {
+	for n < len(p) && (len(w.rest) > 0 || w.err == nil) {
+		if len(w.rest) == 0 {
+			w.line()
 		}
-		line, err := w.lines.next()
-		if w.err = err; err != nil && (!errors.Is(err, io.EOF) || !json.Valid(line)) {
-			continue
-		}
-		if !bytes.HasPrefix(line, []byte(`{"error":`)) {
-			w.rest = append(append(w.rest[:0], line...), '\n')
-		}
+		m := copy(p[n:], w.rest)
+		w.rest = w.rest[m:]
+		n += m
 	}
-	n := copy(p, w.rest)
-	w.rest = w.rest[n:]
+	if n == 0 {
+		return 0, w.err
+	}
 	return n, nil
+}
+
+// line reads the next line into rest, or nothing if it is not to be passed on.
+func (w *whatIsWhole) line() {
+	line, err := w.lines.next()
+	if w.err = err; err != nil && (!errors.Is(err, io.EOF) || !json.Valid(line)) {
+		return
+	}
+	if !bytes.HasPrefix(line, []byte(`{"error":`)) {
+		w.buf = append(append(w.buf[:0], line...), '\n')
+		w.rest = w.buf
+	}
 }
 
 // ImportOptions say what an import takes.

@@ -40,7 +40,7 @@ type Change struct {
 	Delete bool
 }
 
-// LoadChanges is Load of what changes yields. It stops at an error that changes yields,
+// LoadChanges is Load of what changes yields, some 32 KiB at once. It stops at an error that changes yields,
 // and returns it; what came before it may or may not have been applied.
 func (c *Client) LoadChanges(ctx context.Context, changes iter.Seq2[Change, error]) (LoadResult, error) {
 	next, stop := iter.Pull2(changes)
@@ -138,22 +138,23 @@ func (u *upload) finish() {
 type changeLines struct {
 	next func() (Change, error, bool)
 	buf  bytes.Buffer
-	err  error
+	// ended says that there is no more, err why it ended early.
+	ended bool
+	err   error
 }
 
+// Read fills p: what comes in small pieces is applied in small batches.
 func (l *changeLines) Read(p []byte) (int, error) {
-	for l.buf.Len() == 0 {
+	for l.buf.Len() < len(p) && !l.ended {
 		ch, err, ok := l.next()
-		if !ok {
-			return 0, io.EOF
-		}
-		if err == nil {
+		if ok && err == nil {
 			err = ch.encode(&l.buf)
 		}
 		if err != nil {
 			l.err = err
 			return 0, err
 		}
+		l.ended = !ok
 	}
 	return l.buf.Read(p)
 }

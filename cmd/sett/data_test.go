@@ -239,7 +239,7 @@ func TestWatchOutput(t *testing.T) {
 
 func TestWatchExec(t *testing.T) {
 	f := newRanges(t)
-	env := []string{"SETT_ENDPOINTS=" + f.URL, "PATH=" + os.Getenv("PATH")}
+	env := []string{"SETT_ENDPOINTS=" + f.URL, "PATH=" + os.Getenv("PATH"), "SETT_EVENT_KEY=outer"}
 	const show = `echo "$SETT_EVENT_TYPE,$SETT_EVENT_KEY,$SETT_EVENT_KEY_BASE64,$SETT_EVENT_REVISION,$(cat)"`
 	r := sett(t, "", env, "watch", "--exec", show)
 	want := "put,a,YQ==,10,one\ndelete,\xff,/w==,10,\nexpire,,bgBs,11,\n"

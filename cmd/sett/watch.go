@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -156,7 +157,9 @@ func (a *app) execOne(ctx context.Context, command string, e *kv.Event) error {
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = execStop
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(e.Item.Value), a.out, a.err
-	cmd.Env = append(append([]string{}, a.environ...),
+	// A watch inside another one hands on nothing of the outer event.
+	outer := func(v string) bool { return strings.HasPrefix(v, "SETT_EVENT_") }
+	cmd.Env = append(slices.DeleteFunc(slices.Clone(a.environ), outer),
 		"SETT_EVENT_TYPE="+e.Type.String(),
 		fmt.Sprintf("SETT_EVENT_REVISION=%d", e.Revision),
 		"SETT_EVENT_KEY_BASE64="+base64.StdEncoding.EncodeToString([]byte(e.Item.Key)),

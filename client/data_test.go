@@ -403,13 +403,45 @@ func TestLoadErrors(t *testing.T) {
 	stuck := newRawNode(t, func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 	})
-	pr, pw := io.Pipe()
+	// What it loads from says nothing more, for ever.
+	blocked := &stalls{at: make(chan struct{}), free: make(chan struct{})}
+	defer close(blocked.free)
 	go func() {
-		_, _ = pw.Write([]byte("half a li"))
+		<-blocked.at
 		cancel()
 	}()
-	if _, err = dial(t, 5*time.Second, stuck).Load(ctx, pr); kv.AsError(err).Outcome != kv.OutcomeUnknown || !errors.Is(err, context.Canceled) {
+	if _, err = dial(t, 5*time.Second, stuck).Load(ctx, blocked); kv.AsError(err).Outcome != kv.OutcomeUnknown || !errors.Is(err, context.Canceled) {
 		t.Errorf("canceled: %v", err)
+	}
+}
+
+// stalls is a reader of half a line that then blocks.
+type stalls struct {
+	at, free chan struct{}
+	began    bool
+}
+
+func (s *stalls) Read(p []byte) (int, error) {
+	if !s.began {
+		s.began = true
+		return copy(p, "half a li"), nil
+	}
+	close(s.at)
+	<-s.free
+	return 0, io.EOF
+}
+
+// A bad line ends a load although there is more to come, some time.
+func TestLoadEndsEarly(t *testing.T) {
+	n := newRawNode(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = r.Body.Read(make([]byte, 1))
+		problem(400, map[string]any{"code": "invalid-argument", "detail": "line 1: no", "line": 1, "applied": 0})(w, r)
+		_ = http.NewResponseController(w).Flush()
+	})
+	blocked := &stalls{at: make(chan struct{}), free: make(chan struct{})}
+	defer close(blocked.free)
+	if _, err := dial(t, 5*time.Second, n).Load(t.Context(), blocked); kv.AsError(err).Line != 1 {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -29,7 +29,7 @@ type LoadResult struct {
 // same lines again does no harm. It ends with ctx and not at Config.Timeout, which bounds
 // each batch. One Read of r may still be under way when Load returns early.
 func (c *Client) Load(ctx context.Context, r io.Reader) (LoadResult, error) {
-	return c.load(ctx, &upload{r: r, begin: make(chan struct{})})
+	return c.load(ctx, newUpload(r))
 }
 
 // Change is a line of a bulk load.
@@ -45,10 +45,10 @@ type Change struct {
 func (c *Client) LoadChanges(ctx context.Context, changes iter.Seq2[Change, error]) (LoadResult, error) {
 	next, stop := iter.Pull2(changes)
 	lines := &changeLines{next: next}
-	u := &upload{r: lines, begin: make(chan struct{})}
+	u := newUpload(lines)
 	res, err := c.load(ctx, u)
 	// An iterator must not be used while it is at work.
-	u.finish()
+	<-u.ended
 	stop()
 	if lines.err != nil {
 		return res, lines.err
@@ -68,6 +68,8 @@ func (c *Client) load(ctx context.Context, u *upload) (LoadResult, error) {
 	r.query.Set("timeout", serverTimeout(start).String())
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	defer u.stop()
+	defer context.AfterFunc(ctx, u.stop)()
 	unhook := context.AfterFunc(start, func() {
 		if !u.begun() {
 			stop(start.Err())
@@ -99,13 +101,23 @@ func loadError(err error) error {
 
 // upload is a body that is read once. It knows whether it was begun, since a request
 // whose body was not touched can go elsewhere.
+//
+// What it reads from may block for as long as it likes, and the transport waits for a
+// read of the body before it gives a request up. So a goroutine reads, from the first
+// read of the body on until stop; a read under way then is its last.
 type upload struct {
-	begin chan struct{}
+	from  io.Reader
+	pr    *io.PipeReader
+	pw    *io.PipeWriter
 	once  sync.Once
+	begin chan struct{}
+	ended chan struct{}
+}
 
-	mu   sync.Mutex
-	r    io.Reader
-	done bool
+func newUpload(r io.Reader) *upload {
+	u := &upload{from: r, begin: make(chan struct{}), ended: make(chan struct{})}
+	u.pr, u.pw = io.Pipe()
+	return u
 }
 
 func (u *upload) begun() bool {
@@ -118,20 +130,21 @@ func (u *upload) begun() bool {
 }
 
 func (u *upload) Read(p []byte) (int, error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.done {
-		return 0, io.ErrClosedPipe
-	}
-	u.once.Do(func() { close(u.begin) })
-	return u.r.Read(p)
+	u.once.Do(func() {
+		close(u.begin)
+		go func() {
+			defer close(u.ended)
+			_, err := io.Copy(u.pw, u.from)
+			u.pw.CloseWithError(err)
+		}()
+	})
+	return u.pr.Read(p)
 }
 
-// finish waits for a Read under way and lets no other begin.
-func (u *upload) finish() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.done = true
+// stop ends a read of the body that waits, and lets no other begin.
+func (u *upload) stop() {
+	u.once.Do(func() { close(u.ended) })
+	_ = u.pr.Close() // never fails
 }
 
 // changeLines reads changes as lines.

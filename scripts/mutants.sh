@@ -64,8 +64,8 @@ try() {
   rc=$?
   if [ $rc -eq 0 ]; then
     verdict=MISSED detail="$regexp passes without the rule"
-  elif grep -q '^ *--- FAIL: ' "$log"; then
-    verdict=caught detail=$(grep -m 1 -o '^ *--- FAIL: [^ ]*' "$log" | sed 's/^ *--- FAIL: //')
+  elif grep -aq '^ *--- FAIL: ' "$log"; then
+    verdict=caught detail=$(grep -a -m 1 -o '^ *--- FAIL: [^ ]*' "$log" | sed 's/^ *--- FAIL: //')
   else
     detail="exit $rc without a failed test: $(tail -n 1 "$log")"
   fi

@@ -87,10 +87,11 @@ func TestDocsExamples(t *testing.T) {
 		if sets {
 			script += "\nprintf %s \"$" + name + "\""
 		}
-		f.cluster.err = nil
+		var fail error
 		if strings.Contains(e.command, "members/node9") {
-			f.cluster.err = kv.NotApplied(kv.CodeNotFound, "there is no such member")
+			fail = kv.NotApplied(kv.CodeNotFound, "there is no such member")
 		}
+		f.cluster.failWith(fail)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		cmd := exec.CommandContext(ctx, "sh", "-c", script)
 		out, err := cmd.Output()

@@ -274,7 +274,7 @@ func TestBulkBreaksOff(t *testing.T) {
 				in.WriteString(lines)
 			}
 			began := time.Now()
-			w := asked.do(t, "POST", "/v1/kv?timeout=200ms", in.String(), loadType)
+			w := asked.do(t, "POST", "/v1/kv?timeout=1s", in.String(), loadType)
 			p := wantProblem(t, w, c.status, c.code)
 			if p.Applied == nil || *p.Applied == 0 || *p.Applied > 3*batchLines || p.Line != 0 || p.Outcome != c.outcome {
 				t.Errorf("%s: %+v", name, p)

@@ -36,6 +36,9 @@ type Server struct {
 	stopped context.Context
 	stop    context.CancelFunc
 	serving sync.WaitGroup
+	// mu guards closed: nothing begins to serve once somebody waits for it to end.
+	mu     sync.Mutex
+	closed bool
 }
 
 // New makes a server; it opens nothing. Its metrics are registered with
@@ -84,7 +87,13 @@ func (s *Server) Handler() http.Handler { return s.handler }
 // Serve accepts connections on l until Shutdown or Close; it then returns nil. It
 // closes l.
 func (s *Server) Serve(l net.Listener) error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return l.Close()
+	}
 	s.serving.Add(1)
+	s.mu.Unlock()
 	defer s.serving.Done()
 	s.serving.Go(func() { s.tenures.watch(s.cfg.Cluster, s.stopping) })
 	limited := newLimitListener(l, s.cfg.MaxConns, s.metrics.connections, s.metrics.refused)
@@ -112,7 +121,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	if err != nil {
 		err = errors.Join(err, s.http.Close())
 	}
-	s.serving.Wait()
+	s.waitServing()
 	s.forward.close()
 	return err
 }
@@ -121,7 +130,14 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) Close() error {
 	s.Drain()
 	err := s.http.Close()
-	s.serving.Wait()
+	s.waitServing()
 	s.forward.close()
 	return err
+}
+
+func (s *Server) waitServing() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.serving.Wait()
 }

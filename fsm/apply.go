@@ -433,6 +433,7 @@ func (f *FSM) commit(b *batch, t *txn, pos position, o *outcome) error {
 // appendChangeEntries appends what the database must write for one key.
 func appendChangeEntries(entries []engine.Entry, key string, p *pending) []engine.Entry {
 	old, cur := p.old, p.cur
+	pieceOf := func(i uint32) []byte { return pieceKey(key, i) }
 	var oldPieces, curPieces uint32
 	var oldExpires, curExpires uint64
 	if old != nil {
@@ -445,16 +446,10 @@ func appendChangeEntries(entries []engine.Entry, key string, p *pending) []engin
 		entries = append(entries, engine.Entry{Key: dataKey(key), Value: encodeRecord(cur)})
 		// A touch leaves the value alone: its pieces stay as they are, loaded or not.
 		if p.valueSet {
-			for i := range curPieces {
-				lo := int(i) * pieceBytes
-				hi := min(lo+pieceBytes, len(cur.value))
-				entries = append(entries, engine.Entry{Key: pieceKey(key, i), Value: cur.value[lo:hi]})
-			}
+			entries = appendPieces(entries, cur.value, curPieces, pieceOf)
 		}
 	}
-	for i := curPieces; i < oldPieces; i++ {
-		entries = append(entries, engine.Entry{Key: pieceKey(key, i), Delete: true})
-	}
+	entries = appendPieceDeletes(entries, curPieces, oldPieces, pieceOf)
 	if oldExpires != curExpires {
 		if oldExpires != 0 {
 			entries = append(entries, engine.Entry{Key: expiryKey(oldExpires, key), Delete: true})
@@ -462,6 +457,23 @@ func appendChangeEntries(entries []engine.Entry, key string, p *pending) []engin
 		if curExpires != 0 {
 			entries = append(entries, engine.Entry{Key: expiryKey(curExpires, key)})
 		}
+	}
+	return entries
+}
+
+// appendPieces appends the first n pieces of b, which are all it has or none.
+func appendPieces(entries []engine.Entry, b []byte, n uint32, key func(i uint32) []byte) []engine.Entry {
+	for i := range n {
+		lo := int(i) * pieceBytes
+		entries = append(entries, engine.Entry{Key: key(i), Value: b[lo:min(lo+pieceBytes, len(b))]})
+	}
+	return entries
+}
+
+// appendPieceDeletes appends the end of the pieces from one number to another.
+func appendPieceDeletes(entries []engine.Entry, from, to uint32, key func(i uint32) []byte) []engine.Entry {
+	for i := from; i < to; i++ {
+		entries = append(entries, engine.Entry{Key: key(i), Delete: true})
 	}
 	return entries
 }

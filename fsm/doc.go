@@ -12,9 +12,9 @@
 //     they made (ADR 0011).
 //   - Small replicated state (cluster id, settings, member records, pins, the cluster
 //     clock, staged chunks of big commands, outcomes that made no revision) lives in
-//     memory. It is rebuilt at start
-//     from the label of the last Raft snapshot and the entries after it, which Raft
-//     delivers again; entries whose data is already there are skipped by index.
+//     memory. It is rebuilt at start from the label of the last Raft snapshot and the
+//     entries after it, which Raft delivers again; entries whose data is already there
+//     are skipped by index.
 //
 // Apply is a pure function of state and log: it reads no clock, no configuration
 // and no environment (Invariant 14). It does not know HTTP, Raft's consensus or

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -162,14 +163,13 @@ func (h *hub) publish(rev kv.Revision, fresh []*revisionEvents) {
 
 func (h *hub) clearRing() { h.ring, h.bytes = nil, 0 }
 
-// from returns the revisions from rev on that are in memory; ok is false if rev is not
-// among them. The slice is not changed afterwards.
-func (h *hub) fromLocked(rev kv.Revision) (revs []*revisionEvents, ok bool) {
+// fromLocked returns some of the revisions from rev on, if that is in memory.
+func (h *hub) fromLocked(rev kv.Revision) []*revisionEvents {
 	if len(h.ring) == 0 || rev < h.ring[0].rev || rev > h.newest {
-		return nil, false
+		return nil
 	}
 	i := int(rev - h.ring[0].rev)
-	return append([]*revisionEvents(nil), h.ring[i:min(len(h.ring), i+batchRevisions)]...), true
+	return slices.Clone(h.ring[i:min(len(h.ring), i+batchRevisions)])
 }
 
 // run is the dispatcher.

@@ -128,6 +128,8 @@ func outcomePieceKey(h onceHash, i uint32) []byte {
 	return binary.BigEndian.AppendUint32(append([]byte{prefixOutcomePiece}, h[:]...), i)
 }
 
+func (o *outcome) piece(i uint32) []byte { return outcomePieceKey(o.hash, i) }
+
 func groupKey(seq uint64) []byte {
 	return binary.BigEndian.AppendUint64([]byte{prefixOutcomeGroup}, seq)
 }
@@ -196,23 +198,7 @@ func (b *batch) outcomeBody(o *outcome) ([]byte, error) {
 	if o.body != nil || o.size == 0 {
 		return o.body, nil
 	}
-	body := make([]byte, 0, o.size)
-	for i := range piecesOf(o.size) {
-		found, err := b.reader.GetFunc(outcomePieceKey(o.hash, i), func(v []byte, _ uint64) error {
-			body = append(body, v...)
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
-		if !found {
-			return nil, kv.Errorf(kv.CodeCorruption, "piece %d of a remembered outcome is missing", i)
-		}
-	}
-	if uint64(len(body)) != o.size {
-		return nil, kv.Errorf(kv.CodeCorruption, "the pieces of a remembered outcome do not add up to it")
-	}
-	return body, nil
+	return readPieces(b.reader, o.size, o.piece)
 }
 
 func (b *batch) group(seq uint64) (g *group, err error) {
@@ -403,14 +389,9 @@ func (f *FSM) writeOutcome(b *batch, entries []engine.Entry, o *outcome) ([]engi
 		body = nil
 	}
 	entries = append(entries, engine.Entry{Key: outcomeKey(o.hash), Value: o.encode(body)})
-	for i := range pieces {
-		lo := int(i) * pieceBytes
-		entries = append(entries, engine.Entry{Key: outcomePieceKey(o.hash, i), Value: o.body[lo:min(lo+pieceBytes, len(o.body))]})
-	}
+	entries = appendPieces(entries, o.body, pieces, o.piece)
 	if old != nil {
-		for i := pieces; i < piecesOf(old.size); i++ {
-			entries = append(entries, engine.Entry{Key: outcomePieceKey(o.hash, i), Delete: true})
-		}
+		entries = appendPieceDeletes(entries, pieces, piecesOf(old.size), o.piece)
 		f.once.Count--
 		f.once.Bytes -= old.bytes()
 	}
@@ -442,9 +423,7 @@ func (f *FSM) forget(b *batch, entries []engine.Entry, next map[onceHash]*outcom
 				continue
 			}
 			entries = append(entries, engine.Entry{Key: outcomeKey(h), Delete: true})
-			for i := range piecesOf(o.size) {
-				entries = append(entries, engine.Entry{Key: outcomePieceKey(h, i), Delete: true})
-			}
+			entries = appendPieceDeletes(entries, 0, piecesOf(o.size), o.piece)
 			f.once.Count--
 			f.once.Bytes -= o.bytes()
 			b.once.outcomes[h] = nil

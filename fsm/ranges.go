@@ -29,7 +29,7 @@ func (t *txn) visit(n int) error {
 }
 
 // merge walks the keys of a range as the transaction sees them: those of the store,
-// and over them its own. It ends with the range, or when take returns false.
+// and over them its own.
 type merge struct {
 	t       *txn
 	rng     kv.Range

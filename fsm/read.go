@@ -48,9 +48,22 @@ func readValue(r *engine.Reader, key string, rec *record) ([]byte, error) {
 		}
 		return again.value, nil
 	}
-	v := make([]byte, 0, rec.size)
-	for i := range rec.pieces() {
-		found, err := r.GetFunc(pieceKey(key, i), func(b []byte, _ uint64) error {
+	v, err := readPieces(r, rec.size, func(i uint32) []byte { return pieceKey(key, i) })
+	if err != nil {
+		return nil, err
+	}
+	// Invariant B3: what is read is what was written, or an error.
+	if sha256.Sum256(v) != rec.valueHash {
+		return nil, kv.Errorf(kv.CodeCorruption, "the pieces of a value do not add up to it")
+	}
+	return v, nil
+}
+
+// readPieces puts together what was stored in pieces under the keys that key names.
+func readPieces(r *engine.Reader, size uint64, key func(i uint32) []byte) ([]byte, error) {
+	v := make([]byte, 0, size)
+	for i := range piecesOf(size) {
+		found, err := r.GetFunc(key(i), func(b []byte, _ uint64) error {
 			v = append(v, b...)
 			return nil
 		})
@@ -58,12 +71,11 @@ func readValue(r *engine.Reader, key string, rec *record) ([]byte, error) {
 			return nil, err
 		}
 		if !found {
-			return nil, kv.Errorf(kv.CodeCorruption, "piece %d of a value is missing", i)
+			return nil, kv.Errorf(kv.CodeCorruption, "piece %d of %d bytes is missing", i, size)
 		}
 	}
-	// Invariant B3: what is read is what was written, or an error.
-	if uint64(len(v)) != rec.size || sha256.Sum256(v) != rec.valueHash {
-		return nil, kv.Errorf(kv.CodeCorruption, "the pieces of a value do not add up to it")
+	if uint64(len(v)) != size {
+		return nil, kv.Errorf(kv.CodeCorruption, "the pieces of %d bytes have %d", size, len(v))
 	}
 	return v, nil
 }
@@ -82,6 +94,12 @@ func readChanges(r *engine.Reader, rev kv.Revision) ([]change, error) {
 	if !found {
 		return nil, fmt.Errorf("%w: the change record of revision %d is missing", ErrLostData, rev)
 	}
+	return listChanges(r, rev, ev)
+}
+
+// listChanges returns the whole change list of the revision whose record ev is. A list
+// that lacks something is corruption, and says so.
+func listChanges(r *engine.Reader, rev kv.Revision, ev *event) ([]change, error) {
 	if ev.parts == 0 {
 		return ev.inline, nil
 	}
@@ -97,7 +115,7 @@ func readChanges(r *engine.Reader, rev kv.Revision) ([]change, error) {
 			return nil, err
 		}
 		if !found {
-			return nil, fmt.Errorf("%w: part %d of the change record of revision %d is missing", ErrLostData, i, rev)
+			return nil, damaged(ErrLostData, "part %d of the change record of revision %d is missing", i, rev)
 		}
 	}
 	if uint64(len(out)) != ev.changes {

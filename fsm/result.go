@@ -11,12 +11,15 @@ import (
 // resultVersion is the format of remembered results.
 const resultVersion = 1
 
-// The flags of a result and of an operation's result.
+// The flags of a result.
 const (
 	resultFailed = 1 << iota
 	resultSucceeded
+)
 
-	opCreated = 1 << iota >> 2
+// The flags of an operation's result.
+const (
+	opCreated = 1 << iota
 	opMore
 	opHasItem
 	opHasPrevious

@@ -58,14 +58,11 @@ func (f *FSM) Watch(watch kv.Watch) (*Watcher, error) {
 		w.kind = watchPrefix
 	}
 	h := f.hub
-	// From here on the hub collects what is committed.
-	h.watching.Add(1)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	select {
 	case <-h.stop:
-		h.watching.Add(-1)
-		return nil, errWatchStopped()
+		return nil, f.watchEnd()
 	default:
 	}
 	w.begun, w.next = h.newest, watch.From
@@ -74,12 +71,13 @@ func (f *FSM) Watch(watch kv.Watch) (*Watcher, error) {
 	case watch.From == 0:
 		w.next = h.newest + 1
 	case watch.From > h.newest+1:
-		h.watching.Add(-1)
 		return nil, kv.Errorf(kv.CodeInvalidArgument, "revision %d is in the future: a watch begins at %d at the latest", watch.From, h.newest+1)
 	case watch.From < p.oldestReadable():
-		h.watching.Add(-1)
 		return nil, compacted(p)
 	}
+	// From here on the hub collects what is committed. What is committed and not published
+	// by now is a gap to it.
+	h.watching.Add(1)
 	if !h.started {
 		h.started = true
 		h.running.Go(h.run)
@@ -90,7 +88,11 @@ func (f *FSM) Watch(watch kv.Watch) (*Watcher, error) {
 	return w, nil
 }
 
-func errWatchStopped() error {
+// watchEnd says why no watch can go on any more.
+func (f *FSM) watchEnd() error {
+	if err := f.err(); err != nil {
+		return err
+	}
 	return &kv.Error{Code: kv.CodeNotReady, Msg: "this node is stopping; watch on another node", RetryAfter: time.Second}
 }
 
@@ -133,8 +135,9 @@ func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
 		case <-ctx.Done():
 			return kv.WatchBatch{}, ctx.Err()
 		case <-w.f.hub.stop:
+			return kv.WatchBatch{}, w.f.watchEnd()
 		default:
-			return kv.WatchBatch{Revision: w.sofar()}, nil
+			return kv.WatchBatch{Revision: w.told()}, nil
 		}
 	}
 	w.debt = 0
@@ -144,8 +147,8 @@ func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
 			return kv.WatchBatch{}, err
 		}
 		if told {
-			if rev, ok := w.told(); ok && due {
-				return kv.WatchBatch{Revision: rev}, nil
+			if due {
+				return kv.WatchBatch{Revision: w.told()}, nil
 			}
 			select {
 			case <-w.wake:
@@ -156,10 +159,7 @@ func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
 			case <-ctx.Done():
 				return kv.WatchBatch{}, ctx.Err()
 			case <-w.f.hub.stop:
-				if err := w.f.err(); err != nil {
-					return kv.WatchBatch{}, err
-				}
-				return kv.WatchBatch{}, errWatchStopped()
+				return kv.WatchBatch{}, w.f.watchEnd()
 			}
 		}
 		batch, next, ok := w.fromMemory(revs, at)
@@ -208,27 +208,19 @@ func (w *Watcher) look() (revs []*revisionEvents, at kv.Revision, told bool, err
 		h.restLocked(w)
 		return nil, 0, true, nil
 	}
-	revs, _ = h.fromLocked(w.next)
-	return revs, w.next, false, nil
+	return h.fromLocked(w.next), w.next, false, nil
 }
 
-// told returns up to where a resting watcher has been told everything.
-func (w *Watcher) told() (kv.Revision, bool) {
+// told returns up to where the watcher has been told everything: while it rests, that is
+// how far the hub has looked.
+func (w *Watcher) told() kv.Revision {
 	h := w.f.hub
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !w.idle {
-		return 0, false
+	if w.idle {
+		return max(w.next-1, h.seen)
 	}
-	return max(w.next-1, h.seen), true
-}
-
-// sofar returns up to where the watcher has been told everything, resting or not.
-func (w *Watcher) sofar() kv.Revision {
-	h := w.f.hub
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return max(w.next, 1) - 1
+	return w.next - 1
 }
 
 func (w *Watcher) moveTo(next kv.Revision) {
@@ -291,10 +283,7 @@ func (w *Watcher) pause(ctx context.Context, before *published, err error) error
 		select {
 		case <-p.changed:
 		case <-w.f.hub.stop:
-			if err := w.f.err(); err != nil {
-				return err
-			}
-			return errWatchStopped()
+			return w.f.watchEnd()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -314,7 +303,6 @@ func (f *FSM) history(watch *kv.Watch, from kv.Revision) (batch []*kv.Event, nex
 	defer r.Close()
 	it := r.Scan(engine.ScanOptions{Start: eventKey(from, 0), End: eventKey(at+1, 0)})
 	defer it.Close()
-	var parts []change
 	size, most := 0, f.hub.batchBytes()
 	next = from
 	for it.Next() {
@@ -326,27 +314,19 @@ func (f *FSM) history(watch *kv.Watch, from kv.Revision) (batch []*kv.Event, nex
 			return nil, 0, compacted(f.pub.Load()) // trimmed meanwhile
 		}
 		if part != finalPart {
-			d := decoder{b: it.Value()}
-			parts = append(parts, decodeChanges(&d, d.count(2))...)
-			if err := d.end(); err != nil {
-				return nil, 0, damaged(err, "part %d of revision %d cannot be read", part, rev)
-			}
-			continue
+			continue // listChanges reads it
 		}
 		ev, err := decodeEvent(it.Value())
 		if err != nil {
 			return nil, 0, damaged(err, "revision %d cannot be read", rev)
 		}
-		changes := ev.inline
-		if ev.parts > 0 {
-			changes = parts
-		}
-		if uint64(len(changes)) != ev.changes {
+		changes, err := listChanges(r, rev, ev)
+		if err != nil {
 			// Parts go before the record that counts them: trimmed meanwhile, or lost.
 			if p := f.pub.Load(); rev < p.oldestReadable() {
 				return nil, 0, compacted(p)
 			}
-			return nil, 0, kv.Errorf(kv.CodeCorruption, "revision %d lists %d of %d changes", rev, len(changes), ev.changes)
+			return nil, 0, f.checkRead(rev, err)
 		}
 		events, err := f.readEvents(watch, rev, changes)
 		if err = f.checkRead(rev, err); err != nil {
@@ -355,7 +335,7 @@ func (f *FSM) history(watch *kv.Watch, from kv.Revision) (batch []*kv.Event, nex
 		for _, e := range events {
 			size += eventBytes(e)
 		}
-		batch, parts, next = append(batch, events...), nil, rev+1
+		batch, next = append(batch, events...), rev+1
 		if len(batch) >= batchEvents || size >= most || next-from >= batchRevisions {
 			break
 		}

@@ -75,13 +75,6 @@ func (f *fakeCluster) Info(context.Context) (kv.ClusterInfo, error) {
 	}, f.infoErr
 }
 
-// failWith sets the error of the next operations.
-func (f *fakeCluster) failWith(err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.err = err
-}
-
 func (f *fakeCluster) call(what string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -93,7 +93,7 @@ func TestAPIExamples(t *testing.T) {
 	// Without the meter, as on a terminal whose output is a pipe; nothing else is changed.
 	script.WriteString("curl() { command curl -s \"$@\"; }\n")
 	for _, e := range list {
-		fmt.Fprintf(&script, "%s\necho '%s'\n", e.command, mark)
+		fmt.Fprintf(&script, "%s\necho \"%s $?\"\n", e.command, mark)
 	}
 	text := script.String()
 	for i, n := range c.nodes {
@@ -105,11 +105,17 @@ func TestAPIExamples(t *testing.T) {
 	if err != nil {
 		t.Logf("bash: %v", err)
 	}
-	got := strings.Split(strings.ReplaceAll(string(out), "\r", ""), mark+"\n")
+	end := regexp.MustCompile(mark + ` ([0-9]+)\n`)
+	text = strings.ReplaceAll(string(out), "\r", "")
+	got, ends := end.Split(text, -1), end.FindAllStringSubmatch(text, -1)
 	if len(got) != len(list)+1 {
 		t.Fatalf("%d of %d examples ran:\n%s", len(got)-1, len(list), out)
 	}
 	for i, e := range list {
+		// A watch is ended by curl's own clock, which is no failure.
+		if ends[i][1] != "0" && !strings.Contains(e.command, "--max-time") {
+			t.Errorf("docs/api.md:%d: %s\nended with status %s", e.line, e.command, ends[i][1])
+		}
 		if !pattern(e.output).MatchString(got[i]) {
 			t.Errorf("docs/api.md:%d: %s\nprinted\n%s\nand should print\n%s", e.line, e.command, got[i], strings.Join(e.output, "\n"))
 		}

@@ -130,16 +130,18 @@ type recorder struct {
 	done  atomic.Int64 // known outcomes
 }
 
-func (r *recorder) add(client int, in input, call time.Duration, out output) {
-	end := int64(time.Since(r.start))
-	if out.unknown {
-		end = 1 << 62
+// add records an operation of a client that was called at a time since the start. One
+// whose outcome is unknown may happen at any time after its call.
+func (r *recorder) add(o porcupine.Operation, unknown bool) {
+	o.Return = int64(time.Since(r.start))
+	if unknown {
+		o.Return = 1 << 62
 	} else {
 		r.done.Add(1)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.ops = append(r.ops, porcupine.Operation{ClientId: client, Input: in, Output: out, Call: int64(call), Return: end})
+	r.ops = append(r.ops, o)
 }
 
 // worker is one client. After an unknown outcome it goes on under a new number, for
@@ -173,7 +175,7 @@ func (r *recorder) worker(ctx context.Context, c *Cluster, rng *rand.Rand, numbe
 		if !counts {
 			continue
 		}
-		r.add(client, in, call, out)
+		r.add(porcupine.Operation{ClientId: client, Input: in, Output: out, Call: int64(call)}, out.unknown)
 		if out.unknown {
 			client = int(number.Add(1))
 		}
@@ -218,11 +220,26 @@ func judge(in input, a Answer, err error) (out output, counts bool) {
 // and moved, and networks are split in every way; then the history must be
 // linearizable and all nodes must hold the same.
 func TestLinearizable(t *testing.T) {
-	seed := seedOf(t)
-	faults, enough := 14, int64(2000)
+	l := linearizable{faults: 14, enough: 2000, workers: 6, work: (*recorder).worker, model: registers.ToModel()}
 	if testing.Short() {
-		faults, enough = 5, 300
+		l.faults, l.enough = 5, 300
 	}
+	l.check(t)
+}
+
+// linearizable is a test of histories: what the workers do while there are faults must
+// fit the model.
+type linearizable struct {
+	faults  int
+	enough  int64 // operations with a known outcome
+	workers int
+	work    func(*recorder, context.Context, *Cluster, *rand.Rand, *atomic.Int64)
+	model   porcupine.Model
+}
+
+func (l linearizable) check(t *testing.T) {
+	t.Helper()
+	seed := seedOf(t)
 	c := Start(t, 3, seed)
 	rng := rand.New(rand.NewPCG(seed, 7))
 	rec := &recorder{start: time.Now()}
@@ -230,25 +247,24 @@ func TestLinearizable(t *testing.T) {
 	defer cancel()
 	var wg sync.WaitGroup
 	var number atomic.Int64
-	for i := range 6 {
+	for i := range l.workers {
 		wrng := rand.New(rand.NewPCG(seed, uint64(100+i)))
-		wg.Go(func() { rec.worker(ctx, c, wrng, &number) })
+		wg.Go(func() { l.work(rec, ctx, c, wrng, &number) })
 	}
 	progress := getOn(c, &rec.done)
 	progress(50)
-	counts := storm(t, c, rng, faults, progress)
-	for rec.done.Load() < enough {
-		progress(min(50, enough-rec.done.Load()))
+	counts := storm(t, c, rng, l.faults, progress)
+	for rec.done.Load() < l.enough {
+		progress(min(50, l.enough-rec.done.Load()))
 	}
 	cancel()
 	wg.Wait()
 	t.Logf("faults: %v; %d operations, %d with a known outcome", counts, len(rec.ops), rec.done.Load())
 
-	model := registers.ToModel()
-	result, info := porcupine.CheckOperationsVerbose(model, rec.ops, time.Minute)
+	result, info := porcupine.CheckOperationsVerbose(l.model, rec.ops, time.Minute)
 	if result != porcupine.Ok {
-		path := filepath.Join(os.TempDir(), fmt.Sprintf("sett-history-%d.html", seed))
-		t.Errorf("history is %s; picture in %s: %v", result, path, porcupine.VisualizePath(model, info, path))
+		path := filepath.Join(os.TempDir(), fmt.Sprintf("sett-%s-%d.html", t.Name(), seed))
+		t.Errorf("history is %s; picture in %s: %v", result, path, porcupine.VisualizePath(l.model, info, path))
 	}
 	sameContent(t, c)
 }

@@ -7,10 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -232,15 +229,7 @@ func (r *recorder) trioWorker(ctx context.Context, c *Cluster, rng *rand.Rand, n
 		if !counts {
 			continue
 		}
-		end := int64(time.Since(r.start))
-		if out.unknown {
-			end = 1 << 62
-		} else {
-			r.done.Add(1)
-		}
-		r.mu.Lock()
-		r.ops = append(r.ops, porcupine.Operation{ClientId: client, Input: in, Output: out, Call: int64(call), Return: end})
-		r.mu.Unlock()
+		r.add(porcupine.Operation{ClientId: client, Input: in, Output: out, Call: int64(call)}, out.unknown)
 		if out.unknown {
 			client = int(number.Add(1))
 		}
@@ -253,36 +242,9 @@ func (r *recorder) trioWorker(ctx context.Context, c *Cluster, rng *rand.Rand, n
 // TestLinearizableTransactions: transactions and reads of ranges over several keys,
 // range deletes and single writes among them, are one history.
 func TestLinearizableTransactions(t *testing.T) {
-	seed := seedOf(t)
-	faults, enough := 9, int64(1500)
+	l := linearizable{faults: 9, enough: 1500, workers: 5, work: (*recorder).trioWorker, model: trios.ToModel()}
 	if testing.Short() {
-		faults, enough = 3, 250
+		l.faults, l.enough = 3, 250
 	}
-	c := Start(t, 3, seed)
-	rng := rand.New(rand.NewPCG(seed, 41))
-	rec := &recorder{start: time.Now()}
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	var wg sync.WaitGroup
-	var number atomic.Int64
-	for i := range 5 {
-		wrng := rand.New(rand.NewPCG(seed, uint64(400+i)))
-		wg.Go(func() { rec.trioWorker(ctx, c, wrng, &number) })
-	}
-	progress := getOn(c, &rec.done)
-	progress(50)
-	counts := storm(t, c, rng, faults, progress)
-	for rec.done.Load() < enough {
-		progress(min(50, enough-rec.done.Load()))
-	}
-	cancel()
-	wg.Wait()
-	t.Logf("faults: %v; %d operations, %d with a known outcome", counts, len(rec.ops), rec.done.Load())
-	model := trios.ToModel()
-	result, info := porcupine.CheckOperationsVerbose(model, rec.ops, time.Minute)
-	if result != porcupine.Ok {
-		path := filepath.Join(os.TempDir(), fmt.Sprintf("sett-txn-history-%d.html", seed))
-		t.Errorf("history is %s; picture in %s: %v", result, path, porcupine.VisualizePath(model, info, path))
-	}
-	sameContent(t, c)
+	l.check(t)
 }

@@ -293,6 +293,9 @@ func (f *FSM) evaluate(b **batch, body []byte) (t *txn, res Result, err error) {
 		return nil, Result{}, err
 	}
 	r.Revision = f.rev
+	if len(t.changed()) == 0 {
+		t.unmade(&r, f.rev)
+	}
 	return t, Result{Txn: r}, nil
 }
 

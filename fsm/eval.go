@@ -259,7 +259,7 @@ func (t *txn) op(op *kv.Op) (kv.OpResult, error) {
 	}
 	switch op.Kind {
 	case kv.OpPut:
-		res.Created = p.cur == nil
+		res.Created = t.creates(p)
 		err = t.set(op.Key, p, record{contentType: op.ContentType, expires: t.expiry(op.TTL), value: op.Value})
 	case kv.OpDelete:
 		if p.cur != nil {
@@ -270,7 +270,7 @@ func (t *txn) op(op *kv.Op) (kv.OpResult, error) {
 	case kv.OpIncr:
 		res.Number, res.Created, err = t.incr(op, p)
 	case kv.OpAppend:
-		res.Created = p.cur == nil
+		res.Created = t.creates(p)
 		err = t.appendValue(op, p)
 	case kv.OpTouch:
 		if p.cur == nil {
@@ -291,6 +291,10 @@ func (t *txn) op(op *kv.Op) (kv.OpResult, error) {
 	}
 	return res, err
 }
+
+// creates says whether a change of p makes a key: the net effect counts, so one that was
+// there before the transaction is never made.
+func (*txn) creates(p *pending) bool { return p.old == nil && p.cur == nil }
 
 func (t *txn) expiry(ttl time.Duration) uint64 {
 	if ttl <= 0 {
@@ -319,7 +323,7 @@ func (t *txn) incr(op *kv.Op, p *pending) (n int64, created bool, err error) {
 		return 0, false, kv.NotApplied(kv.CodeConflict, "incr: %d plus %d overflows a 64-bit integer", n, op.By)
 	}
 	n += op.By
-	created = p.cur == nil
+	created = t.creates(p)
 	r.value = strconv.AppendInt(nil, n, 10)
 	return n, created, t.set(op.Key, p, r)
 }
@@ -369,6 +373,30 @@ func (t *txn) change(key string, p *pending, r *record) {
 	}
 	t.bytes += len(key)
 	p.cur, p.touched = r, true
+}
+
+// unmade corrects what the results of a transaction that changes nothing in effect say of
+// its revision: there is none, and the next transaction will have that number.
+func (t *txn) unmade(r *kv.TxnResult, decided kv.Revision) {
+	fix := func(revs ...*kv.Revision) {
+		for _, rev := range revs {
+			if *rev == t.rev {
+				*rev = decided
+			}
+		}
+	}
+	for i := range r.Ops {
+		o := &r.Ops[i]
+		fix(&o.ModRevision)
+		for _, it := range []*kv.Item{o.Item, o.Previous} {
+			if it != nil {
+				fix(&it.ModRevision, &it.CreateRevision)
+			}
+		}
+		for j := range o.Items {
+			fix(&o.Items[j].ModRevision, &o.Items[j].CreateRevision)
+		}
+	}
 }
 
 // changed lists the keys that the transaction changes in effect, in the order of

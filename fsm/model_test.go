@@ -92,8 +92,29 @@ func (o *model) decide(tx kv.Txn) (kv.TxnResult, kv.Code) {
 		}
 		res.Ops = append(res.Ops, r)
 	}
+	next := o.rev + 1
 	o.commit(w)
 	res.Revision = o.rev
+	if o.rev < next {
+		// Nothing has the next revision: what the results say of it is of the last.
+		past := func(revs ...*kv.Revision) {
+			for _, r := range revs {
+				*r = min(*r, o.rev)
+			}
+		}
+		for i := range res.Ops {
+			r := &res.Ops[i]
+			past(&r.ModRevision)
+			for _, it := range []*kv.Item{r.Item, r.Previous} {
+				if it != nil {
+					past(&it.ModRevision, &it.CreateRevision)
+				}
+			}
+			for j := range r.Items {
+				past(&r.Items[j].ModRevision, &r.Items[j].CreateRevision)
+			}
+		}
+	}
 	return res, ""
 }
 
@@ -153,6 +174,12 @@ type modelWork struct {
 	touched map[string]bool
 }
 
+func (w *modelWork) creates(key string) bool {
+	_, before := w.o.keys[key]
+	_, now := w.next[key]
+	return !before && !now
+}
+
 func (w *modelWork) set(key string, it kv.Item) kv.Revision {
 	it.Key, it.CreateRevision, it.ModRevision, it.Version = key, w.o.rev+1, w.o.rev+1, 1
 	if old, ok := w.o.keys[key]; ok {
@@ -195,7 +222,7 @@ func (w *modelWork) op(op *kv.Op) (kv.OpResult, kv.Code) {
 	}
 	switch op.Kind {
 	case kv.OpPut:
-		r.Created = !exists
+		r.Created = w.creates(op.Key)
 		w.set(op.Key, kv.Item{Value: append([]byte{}, op.Value...), ContentType: op.ContentType, ExpiresAt: w.expiry(op.TTL)})
 	case kv.OpDelete:
 		if exists {
@@ -204,7 +231,7 @@ func (w *modelWork) op(op *kv.Op) (kv.OpResult, kv.Code) {
 			w.touched[op.Key] = true
 		}
 	case kv.OpAppend:
-		r.Created = !exists
+		r.Created = w.creates(op.Key)
 		it := kv.Item{Value: append(slices.Clone(old.Value), op.Value...), ContentType: op.ContentType}
 		if exists {
 			it.ContentType, it.ExpiresAt = old.ContentType, old.ExpiresAt
@@ -217,7 +244,7 @@ func (w *modelWork) op(op *kv.Op) (kv.OpResult, kv.Code) {
 				return r, kv.CodeConflict
 			}
 		}
-		r.Created = !exists
+		r.Created = w.creates(op.Key)
 		r.Number += op.By
 		w.set(op.Key, kv.Item{Value: strconv.AppendInt(nil, r.Number, 10), ContentType: old.ContentType, ExpiresAt: old.ExpiresAt})
 	case kv.OpTouch:

@@ -23,7 +23,7 @@ func hasRanges(tx *kv.Txn) bool {
 // with them).
 func (t *txn) visit(n int) error {
 	if t.visited += n; t.visited > maxTouchedKeys {
-		return kv.NotApplied(kv.CodeTooLarge, "the ranges of one transaction may come by %d keys at most; name smaller ranges, or delete in pages with atomic=0", maxTouchedKeys)
+		return kv.NotApplied(kv.CodeTooLarge, "the ranges of one transaction may come by %d keys at most; name smaller ranges; a delete of its own can also go in pages (atomic=0)", maxTouchedKeys)
 	}
 	return nil
 }

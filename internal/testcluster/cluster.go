@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -42,6 +43,7 @@ type Node struct {
 	cluster *Cluster
 	cfg     config.Config
 	log     *logBuffer
+	skew    atomic.Int64 // of its wall clock, in nanoseconds
 
 	mu  sync.Mutex
 	n   *node.Node
@@ -135,7 +137,8 @@ func (n *Node) Start() error {
 	const beat = 150 * time.Millisecond
 	started, err := node.Open(context.Background(), n.cfg, node.Options{
 		Logger: slog.New(slog.NewTextHandler(n.log, nil)), Version: "test", HeartbeatTimeout: beat,
-		Network: network{net: n.cluster.Net, id: n.ID, out: out},
+		Network:   network{net: n.cluster.Net, id: n.ID, out: out},
+		WallClock: func() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) },
 		Timing: cluster.Timing{
 			Probe: 200 * time.Millisecond, Gossip: 20 * time.Millisecond, JoinMin: 20 * time.Millisecond, JoinMax: 200 * time.Millisecond,
 			Formation: 20 * time.Millisecond, Reconcile: 50 * time.Millisecond, Stabilize: 100 * time.Millisecond, LiveWithin: 3 * beat,
@@ -150,6 +153,9 @@ func (n *Node) Start() error {
 	n.mu.Unlock()
 	return nil
 }
+
+// SetClock puts a node's wall clock that far off, forwards or backwards.
+func (n *Node) SetClock(off time.Duration) { n.skew.Store(int64(off)) }
 
 // Running returns the node, nil while it is down.
 func (n *Node) Running() *node.Node {

@@ -55,6 +55,8 @@ type observer struct {
 	rng  *rand.Rand
 	node int
 
+	told func(*eventLine) // called with each event once its revision is whole; may be nil
+
 	next   uint64 // first revision that was not received whole
 	events []*eventLine
 	open   []*eventLine // of a revision whose last event has not come
@@ -182,6 +184,11 @@ func (o *observer) take(line []byte) error {
 	}
 	o.open = append(o.open, &e)
 	if e.Last {
+		for _, e := range o.open {
+			if o.told != nil {
+				o.told(e)
+			}
+		}
 		o.events = append(o.events, o.open...)
 		o.open, o.next = nil, e.Revision+1
 	}

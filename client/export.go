@@ -75,7 +75,7 @@ const edgeBytes = 64 << 10
 
 // errNoEnd is for an export that was cut off.
 func errNoEnd() *kv.Error {
-	return kv.Errorf(kv.CodeCorruption, "the export has a beginning and no end, so it is not whole: make it again, or load what there is with --partial (ImportOptions.Partial)")
+	return kv.Errorf(kv.CodeCorruption, "the export has a beginning and no end, so it is not whole: make it again, or load what there is with --partial")
 }
 
 // CheckExport looks at both sides of a file of that size and returns an error of code

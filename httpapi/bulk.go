@@ -71,7 +71,6 @@ func (s *Server) postBulk(ctx context.Context, x *exchange) error {
 
 // load reads the body and has its batches done, one while the next is read.
 func (x *exchange) load() (res batchResult, err error) {
-	res.Revision = x.s.cfg.Store.Revision()
 	stop := make(chan struct{})
 	in := &batchReader{x: x, limit: x.s.limits().MaxRequestBytes, stop: stop, out: make(chan batch)}
 	x.body.stop = stop
@@ -80,10 +79,15 @@ func (x *exchange) load() (res batchResult, err error) {
 		defer close(done)
 		in.run()
 	}()
+	given := false
 	for b := range in.out {
+		given = true
 		if res, err = x.giveBatch(b, res); err != nil {
 			break
 		}
+	}
+	if !given && in.err == nil {
+		res, err = x.giveBatch(batch{}, res)
 	}
 	if err != nil {
 		close(stop)
@@ -175,7 +179,8 @@ func (x *exchange) doBatch(ctx context.Context, id batchID, data []byte) (res ba
 	}
 	badLine := p.parse(data)
 	res = batchResult{Applied: id.applied, Ended: p.ended}
-	if len(p.ops) > 0 {
+	if len(p.ops) > 0 || badLine == nil {
+		// One that changes nothing is proposed too: its revision is that of the decision.
 		t := kv.Txn{Then: p.ops, Once: kv.Once{Key: id.key, Request: digest([]byte("batch"), data)}}
 		result, err := x.s.cfg.Store.Txn(ctx, t, &x.timing)
 		if err != nil {

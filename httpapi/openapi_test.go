@@ -81,8 +81,18 @@ func reasons(errs []*errors.ValidationError) string {
 	return b.String()
 }
 
-// see holds one exchange against the description.
+// see holds one exchange against the description, and that of a key or a range once more
+// as a HEAD.
 func (d *description) see(t *testing.T, f *fixture, s step) {
+	t.Helper()
+	d.see1(t, f, s)
+	if head, ok := strings.CutPrefix(s.req, "GET /v1/kv"); ok {
+		s.req = "HEAD /v1/kv" + head
+		d.see1(t, f, s)
+	}
+}
+
+func (d *description) see1(t *testing.T, f *fixture, s step) {
 	t.Helper()
 	method, target, _ := strings.Cut(s.req, " ")
 	request := func() *http.Request {
@@ -120,8 +130,8 @@ func (d *description) see(t *testing.T, f *fixture, s step) {
 	for _, part := range parts(kind, w.Body.String()) {
 		resp := w.Result()
 		resp.Body = io.NopCloser(strings.NewReader(part))
-		if part == "" && kind == "" {
-			continue // an answer without a body has no type either
+		if part == "" && (kind == "" || method == http.MethodHead) {
+			continue // there is no body, and so nothing that could be otherwise
 		}
 		if ok, errs := d.check.ValidateHttpResponse(request(), resp); !ok {
 			t.Errorf("%s: the answer %d %s is not as described: %s\n%.300s", s.req, w.Code, kind, reasons(errs), part)

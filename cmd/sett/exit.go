@@ -69,6 +69,9 @@ func errorLine(err error) string {
 		if e.Code == kv.CodePreconditionFailed && !strings.Contains(text, "revision") {
 			text += fmt.Sprintf(" (the key's revision is %d)", e.CurrentRevision)
 		}
+		if e.Line != 0 && !strings.Contains(text, "loaded") {
+			text += fmt.Sprintf("; lines loaded before it: %d", e.Applied)
+		}
 		if e.Code == kv.CodeCompacted && !strings.Contains(text, "revision") {
 			text += fmt.Sprintf(" (the oldest revision is %d)", e.OldestRevision)
 		}

@@ -38,6 +38,9 @@ revision. --output json prints the JSON form of each key with its value, a line 
 		if o.ReadOptions, err = reading.options(); err != nil {
 			return err
 		}
+		if limit == 0 && cmd.Flags().Changed("limit") {
+			return usagef("--limit 0 would list nothing: give a number above it, or leave it out to list all")
+		}
 		if count && (limit != 0 || o.Delimiter != "") {
 			return usagef("--count counts all keys: leave out --limit and --delimiter")
 		}

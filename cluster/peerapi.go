@@ -176,6 +176,17 @@ func handle[In, Out any](mux peerMux, pattern string, who access, fn func(contex
 	})
 }
 
+// ForMembers lets only members of this cluster through to h: those that name it.
+func (c *Cluster) ForMembers(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := c.admit(r, members); err != nil {
+			writePeerError(w, err)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
 // admit refuses strangers (Invariant 28) and calls for somebody else.
 func (c *Cluster) admit(r *http.Request, who access) *kv.Error {
 	if t := r.Header.Get(headerTarget); t != "" && t != c.cfg.ServerID {

@@ -274,6 +274,32 @@ func EncodeTxn(t kv.Txn, born uint64) ([]byte, error) {
 	return e.b, nil
 }
 
+// relayed checks a command of EncodeTxn and has it born at another time.
+func relayed(cmd []byte, born uint64) (kv.Txn, []byte, error) {
+	if len(cmd) == 0 {
+		return kv.Txn{}, nil, errMalformed
+	}
+	d := decoder{b: cmd[1:]}
+	switch cmd[0] {
+	case cmdTxn:
+		t, err := decodeTxn(&d)
+		return t, cmd, err
+	case cmdOnce:
+		const hashes = 1 + 2*onceHashBytes
+		if len(cmd) < hashes {
+			return kv.Txn{}, nil, errMalformed
+		}
+		d.b = cmd[hashes:]
+		d.uvarint()
+		rest := d.b
+		t, err := decodeTxn(&d)
+		e := encoder{b: append(make([]byte, 0, len(cmd)+8), cmd[:hashes]...)}
+		e.uvarint(born)
+		return t, append(e.b, rest...), err
+	}
+	return kv.Txn{}, nil, fmt.Errorf("kind %d: %w", cmd[0], errMalformed)
+}
+
 func errManyOps(n int) error {
 	return kv.NotApplied(kv.CodeTooLarge, "a transaction may have %d conditions and operations at most, this one has %d; split it", maxTouchedKeys, n)
 }

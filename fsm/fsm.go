@@ -501,6 +501,17 @@ func (f *FSM) Stamp() uint64 {
 // Command makes the command of a client's transaction, as EncodeTxn does, born now.
 func (f *FSM) Command(t kv.Txn) ([]byte, error) { return EncodeTxn(t, f.Stamp()) }
 
+// Relayed makes the command of a client's transaction from one that another node made
+// with EncodeTxn, and returns the transaction too: born now, by this node's time. It
+// takes no other command and nothing malformed, since what is in the log must apply.
+func (f *FSM) Relayed(cmd []byte) (kv.Txn, []byte, error) {
+	t, out, err := relayed(cmd, f.Stamp())
+	if err != nil {
+		return kv.Txn{}, nil, kv.NotApplied(kv.CodeInvalidArgument, "the node that was asked has sent a malformed command: %v; run the same version of sett on all nodes", err)
+	}
+	return t, out, nil
+}
+
 // Batch implements the consensus package's envelope: commands in one entry.
 func (f *FSM) Batch(cmds [][]byte) []byte { return encodeBatch(f.Stamp(), cmds) }
 

@@ -78,8 +78,8 @@ func TestFormatsAreGolden(t *testing.T) {
 		{"once", once},
 		{"outcome", waits.encode(waits.body)},
 		{"outcome group", (&group{decided: 5, hashes: []onceHash{waits.hash}}).encode()},
-		{"result", encodeResult(&result)},
-		{"error", encodeResult(&refused)},
+		{"result", EncodeResult(&result)},
+		{"error", EncodeResult(&refused)},
 		{"outcome key", outcomeKey(waits.hash)}, {"outcome piece key", outcomePieceKey(waits.hash, 258)}, {"outcome group key", groupKey(258)},
 		{"chunk", encodeChunk(5, 0x1122334455667788, 3, true, []byte("part"))},
 		{"init", EncodeInit("c-1", "sett", kv.ClusterSettings{HistoryRetention: time.Hour, MaxKeyBytes: 4096})},
@@ -110,8 +110,10 @@ func TestFormatsAreGolden(t *testing.T) {
 	}
 
 	// And they read back.
-	for _, r := range []Result{result, refused} {
-		if got, err := decodeResult(encodeResult(&r)); err != nil || !reflect.DeepEqual(got, r) {
+	replayed, replayedRefusal := result, refused
+	replayed.Txn.Replayed, replayedRefusal.Txn.Replayed = true, true
+	for _, r := range []Result{result, refused, replayed, replayedRefusal} {
+		if got, err := DecodeResult(EncodeResult(&r)); err != nil || !reflect.DeepEqual(got, r) {
 			t.Errorf("result %+v, want %+v: %v", got, r, err)
 		}
 	}
@@ -173,8 +175,8 @@ func FuzzDecodeEntry(f *testing.F) {
 		_, _ = decodeEvent(b)
 		_, _ = decodeOutcome(b)
 		_, _ = decodeGroup(b)
-		if r, err := decodeResult(b); err == nil {
-			if back, err := decodeResult(encodeResult(&r)); err != nil || !reflect.DeepEqual(back, r) {
+		if r, err := DecodeResult(b); err == nil {
+			if back, err := DecodeResult(EncodeResult(&r)); err != nil || !reflect.DeepEqual(back, r) {
 				t.Fatalf("%+v became %+v: %v", r, back, err)
 			}
 		}

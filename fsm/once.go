@@ -299,7 +299,7 @@ func (f *FSM) applyOnce(b **batch, pos position, cmd []byte) (Result, error) {
 	if changes {
 		res.Txn.Revision = t.rev
 	}
-	o.body = encodeResult(&res)
+	o.body = EncodeResult(&res)
 	o.size = uint64(len(o.body))
 	if changes {
 		return res, f.commit(*b, t, pos, o)
@@ -316,7 +316,7 @@ func (f *FSM) replay(b *batch, o *outcome) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	res, err := decodeResult(body)
+	res, err := DecodeResult(body)
 	if err != nil {
 		return Result{}, damaged(err, "a remembered outcome cannot be read")
 	}

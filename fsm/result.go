@@ -15,6 +15,7 @@ const resultVersion = 1
 const (
 	resultFailed = 1 << iota
 	resultSucceeded
+	resultReplayed // only on its way to another node
 )
 
 // The flags of an operation's result.
@@ -25,13 +26,17 @@ const (
 	opHasPrevious
 )
 
-// encodeResult writes a transaction's result, or the error that was decided, so that a
-// repeat gets the same.
-func encodeResult(r *Result) []byte {
+// EncodeResult writes a transaction's result, or the error that was decided, so that a
+// repeat, or the node that forwarded the transaction, gets the same.
+func EncodeResult(r *Result) []byte {
 	var e encoder
 	e.byte(resultVersion)
+	var flags byte
+	if r.Txn.Replayed {
+		flags = resultReplayed
+	}
 	if r.Err != nil {
-		e.byte(resultFailed)
+		e.byte(flags | resultFailed)
 		e.uvarint(uint64(r.Txn.Revision))
 		e.string(string(r.Err.Code))
 		e.string(r.Err.Msg)
@@ -41,9 +46,8 @@ func encodeResult(r *Result) []byte {
 		return e.b
 	}
 	t := &r.Txn
-	var flags byte
 	if t.Succeeded {
-		flags = resultSucceeded
+		flags |= resultSucceeded
 	}
 	e.byte(flags)
 	e.uvarint(uint64(t.Revision))
@@ -102,13 +106,15 @@ func (e *encoder) item(it *kv.Item) {
 	e.uvarint(ms)
 }
 
-func decodeResult(b []byte) (Result, error) {
+// DecodeResult reads what EncodeResult wrote.
+func DecodeResult(b []byte) (Result, error) {
 	d := decoder{b: b}
 	if v := d.byte(); d.err == nil && v != resultVersion {
 		return Result{}, fmt.Errorf("result format version %d: %w", v, kv.ErrUnknownVersion)
 	}
 	var r Result
 	flags := d.byte()
+	r.Txn.Replayed = flags&resultReplayed != 0
 	r.Txn.Revision = kv.Revision(d.uvarint())
 	if flags&resultFailed != 0 {
 		e := &kv.Error{Code: kv.Code(d.string()), Outcome: kv.OutcomeNotApplied, Msg: d.string()}

@@ -48,6 +48,14 @@ type Store interface {
 	Snapshot(ctx context.Context) (index uint64, err error)
 }
 
+// Relay sends transactions to the leader without the request around them.
+type Relay interface {
+	// Relay has the leader at addr do t, whose command and result must be small, and
+	// answers as Store.Txn there does. It fails with no-leader, outcome not-applied, if
+	// nothing was sent, and with outcome-unknown if the answer was lost.
+	Relay(ctx context.Context, addr string, t kv.Txn, timing *kv.Timing) (kv.TxnResult, error)
+}
+
 // Scanner walks the results of a scan. It is for one goroutine.
 type Scanner interface {
 	// Revision is the one that all results are of.
@@ -121,6 +129,9 @@ type Config struct {
 	Cluster Cluster
 	Health  Health
 
+	// Relay, if not nil, takes small transactions to the leader; without it all requests
+	// are forwarded as they are.
+	Relay Relay
 	// Peer, if not nil, serves everything under /internal/ (the protocol of nodes among
 	// themselves). Its request bodies are cut off at MaxPeerBodyBytes.
 	Peer http.Handler

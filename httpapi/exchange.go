@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -59,8 +60,10 @@ type exchange struct {
 	// revision goes into Sett-Revision once known; until then it's the node's own.
 	revision      kv.Revision
 	revisionKnown bool
-	// relayed says that the answer is the leader's: its headers are kept.
-	relayed bool
+	// servedBy is the node that did the work, if not this one.
+	servedBy string
+	// passed says that the answer is the leader's: its headers are kept.
+	passed bool
 	// paused says that the answer may rest for longer than a write may take.
 	paused bool
 	armed  bool // the write deadline was moved and nothing was written since
@@ -161,12 +164,12 @@ func (x *exchange) WriteHeader(status int) {
 	if x.s.cfg.Version != "" {
 		h.Set("Server", "sett/"+x.s.cfg.Version)
 	}
-	if !x.relayed {
+	if !x.passed {
 		if !x.revisionKnown {
 			x.revision = x.s.cfg.Store.Revision()
 		}
 		h.Set(headerRevision, strconv.FormatUint(uint64(x.revision), 10))
-		h.Set(headerServedBy, self)
+		h.Set(headerServedBy, cmp.Or(x.servedBy, self))
 		if leader, _, ok := cl.Leader(); ok {
 			h.Set(headerLeader, leader)
 		}

@@ -24,15 +24,38 @@ import (
 // so that one cut short is still an error and not a broken-off body.
 const relayBufferBytes = 64 << 10
 
-// forwarder sends requests on to the leader over its own few, long-lived
-// connections.
-type forwarder struct {
-	direct    *direct         // small requests
-	transport *http.Transport // all others
+// relayBytes bounds what a transaction holds that is sent to the leader without its
+// request: commands share a stream, and a big one would hold up the others.
+const relayBytes = 48 << 10
+
+// relayable reports whether t's command is small, and its result too.
+func relayable(t *kv.Txn) bool {
+	size := 0
+	for i := range t.If {
+		size += len(t.If[i].Key) + len(t.If[i].Value) + 32
+	}
+	for _, ops := range [][]kv.Op{t.Then, t.Else} {
+		for i := range ops {
+			op := &ops[i]
+			if op.Previous || op.Kind == kv.OpGet || op.Kind == kv.OpRange {
+				return false
+			}
+			size += len(op.Key) + len(op.Value) + len(op.ContentType) + len(op.Range.Start) + len(op.Range.End) + 64
+		}
+	}
+	return size <= relayBytes
 }
 
-func newForwarder(conns int, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *forwarder {
-	return &forwarder{direct: newDirect(conns, dial), transport: &http.Transport{
+const (
+	// forwardIdle is how long a connection to the leader is kept unused. Shorter than any
+	// server's patience: a request must not meet a connection that the leader is just
+	// closing, because then its fate would be unknown.
+	forwardIdle       = 30 * time.Second
+	forwardBufferSize = 16 << 10
+)
+
+func newForwardTransport(conns int, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Transport {
+	return &http.Transport{
 		DialContext:         dial,
 		MaxConnsPerHost:     conns,
 		MaxIdleConnsPerHost: conns,
@@ -41,19 +64,11 @@ func newForwarder(conns int, dial func(ctx context.Context, network, addr string
 		ForceAttemptHTTP2:   false,
 		WriteBufferSize:     forwardBufferSize,
 		ReadBufferSize:      forwardBufferSize,
-	}}
-}
-
-func (f *forwarder) close() {
-	f.direct.close()
-	f.transport.CloseIdleConnections()
-}
-
-// roundTrip sends req once. sent is set once bytes may have reached the leader.
-func (f *forwarder) roundTrip(req *http.Request, sent *atomic.Bool) (*http.Response, error) {
-	if directForwards && req.URL.Scheme == "http" && req.ContentLength <= directBodyBytes {
-		return f.direct.roundTrip(req, sent)
 	}
+}
+
+// sendToLeader sends req once. sent is set once bytes may have reached the leader.
+func (s *Server) sendToLeader(req *http.Request, sent *atomic.Bool) (*http.Response, error) {
 	// The transport begins anew by itself if nothing was written, if the method is safe to
 	// repeat, or if there is an Idempotency-Key. In the last case bytes may have arrived.
 	keyed := len(req.Header.Values(headerIdempotencyKey)) > 0
@@ -65,7 +80,7 @@ func (f *forwarder) roundTrip(req *http.Request, sent *atomic.Bool) (*http.Respo
 		},
 		GotConn: func(httptrace.GotConnInfo) { sent.Store(true) },
 	}
-	return f.transport.RoundTrip(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
+	return s.forward.RoundTrip(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
 }
 
 // worthRetry reports whether err says that the request was not done because there is,
@@ -105,6 +120,9 @@ func (x *exchange) awaitLeader(ctx context.Context, changed <-chan struct{}, pau
 type leaderCall struct {
 	// local does it on this node.
 	local func(context.Context) error
+	// relay, if not nil, has the leader at an address do it, instead of the request being
+	// forwarded.
+	relay func(ctx context.Context, addr string) error
 	// body is sent with the request when it is forwarded.
 	body []byte
 	// header is added to the request when it is forwarded.
@@ -152,6 +170,10 @@ func (x *exchange) onLeader(ctx context.Context, call *leaderCall) (relayed bool
 		case known && id != c.Self():
 			if x.params.flag("redirect") {
 				return true, x.redirectTo(addr)
+			}
+			if call.relay != nil {
+				err = x.relayedBy(id, call.relay(ctx, addr))
+				break
 			}
 			relayed, err = x.forward(ctx, addr, call)
 			if relayed {
@@ -270,7 +292,7 @@ func (x *exchange) forward(ctx context.Context, addr string, call *leaderCall) (
 	x.forwardHeaders(ctx, req.Header)
 	maps.Copy(req.Header, call.header)
 
-	resp, err := x.s.forward.roundTrip(req, &sent)
+	resp, err := x.s.sendToLeader(req, &sent)
 	if err != nil {
 		return false, x.lostForward(ctx, err, sent.Load())
 	}
@@ -303,6 +325,26 @@ func (x *exchange) forward(ctx context.Context, addr string, call *leaderCall) (
 		x.paused = true
 	}
 	return true, x.relay(resp, head)
+}
+
+// relayedBy notes what came of a transaction that the leader was asked to do.
+func (x *exchange) relayedBy(leader string, err error) error {
+	result := "answered"
+	switch {
+	case err == nil:
+	case inDoubt(err):
+		result = "lost"
+		if mutantRetryUnknown {
+			err = errNoLeader()
+		}
+	case worthRetry(err, true):
+		result = "refused"
+	}
+	x.s.metrics.forwards.WithLabelValues(result).Inc()
+	if result == "answered" {
+		x.servedBy = leader
+	}
+	return err
 }
 
 // lostForward is the error of a forward without an answer.
@@ -393,7 +435,7 @@ func (x *exchange) relay(resp *http.Response, head []byte) error {
 	for _, name := range []string{"Date", "Server", "Server-Timing", headerNode, headerRequestID} {
 		h.Del(name)
 	}
-	x.relayed = true
+	x.passed = true
 	if n := resp.Header.Get("Content-Length"); n != "" {
 		h.Set("Content-Length", n)
 	}

@@ -69,9 +69,9 @@ func digest(fields ...[]byte) [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// transact does a transaction on the leader: here, or by forwarding the request with
-// body. build makes it; it is called where the transaction is done. relayed reports that
-// the leader's answer has been passed on.
+// transact does a transaction on the leader: here, by sending it there if it is small, or
+// by forwarding the request with body. build makes it; it may be called more than once.
+// relayed reports that the leader's answer has been passed on.
 //
 // With an idempotency key an attempt whose fate is unknown is made again, as long as
 // there is time; the state machine sees to it that only one of them counts.
@@ -87,6 +87,18 @@ func (x *exchange) transact(ctx context.Context, body []byte, build func() (kv.T
 		t.Once = once
 		result, err = x.s.cfg.Store.Txn(ctx, t, &x.timing)
 		return err
+	}
+	if x.s.cfg.Relay != nil && len(body) <= relayBytes && !x.s.cfg.Cluster.IsLeader() {
+		t, err := build()
+		if err != nil {
+			return kv.TxnResult{}, false, err
+		}
+		if t.Once = once; relayable(&t) {
+			call.relay = func(ctx context.Context, addr string) (err error) {
+				result, err = x.s.cfg.Relay.Relay(ctx, addr, t, &x.timing)
+				return err
+			}
+		}
 	}
 	relayed, err = x.onLeader(ctx, &call)
 	if relayed {

@@ -201,7 +201,7 @@ func TestDoubtStays(t *testing.T) {
 // The connection that loses an answer may be any: small forwards, and those that take
 // the transport, which begins anew by itself where there is an Idempotency-Key.
 func TestLostForwardWithAKey(t *testing.T) {
-	for _, size := range []int{1, directBodyBytes + 1} {
+	for _, size := range []int{1, relayBytes + 1} {
 		p := newPair(t)
 		addr, requests := faultyLeader(t, func(net.Conn) {})
 		p.asked.cluster.lead("n2", addr)

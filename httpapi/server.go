@@ -18,7 +18,7 @@ type Server struct {
 	http      *http.Server
 	metrics   *metrics
 	admission *admission
-	forward   *forwarder
+	forward   *http.Transport // to the leader
 	tenures   tenures
 	// crossOrigin tells a browser's request made for another site.
 	crossOrigin *http.CrossOriginProtection
@@ -51,7 +51,7 @@ func New(cfg Config) *Server {
 	s.metrics = newMetrics(cfg.Metrics)
 	s.watches = watchCount{limit: int64(cfg.MaxWatches), gauge: s.metrics.watches}
 	s.admission = newAdmission(cfg.MaxInflightBytes, s.metrics.inflightBytes)
-	s.forward = newForwarder(cfg.ForwardConns, cfg.Dial)
+	s.forward = newForwardTransport(cfg.ForwardConns, cfg.Dial)
 	s.crossOrigin = http.NewCrossOriginProtection()
 	s.buffers.size = pieceBytes + pieceBytes/4
 	s.eventBuffers.size = watchPieceBytes + watchPieceBytes/4
@@ -122,7 +122,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		err = errors.Join(err, s.http.Close())
 	}
 	s.waitServing()
-	s.forward.close()
+	s.forward.CloseIdleConnections()
 	return err
 }
 
@@ -131,7 +131,7 @@ func (s *Server) Close() error {
 	s.Drain()
 	err := s.http.Close()
 	s.waitServing()
-	s.forward.close()
+	s.forward.CloseIdleConnections()
 	return err
 }
 

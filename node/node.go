@@ -20,6 +20,7 @@ import (
 	"github.com/settkv/sett/fsm"
 	"github.com/settkv/sett/httpapi"
 	"github.com/settkv/sett/raftstore"
+	"github.com/settkv/sett/relay"
 	"github.com/settkv/sett/snapshot"
 )
 
@@ -77,6 +78,8 @@ type Node struct {
 	cluster   *cluster.Cluster
 	http      *httpapi.Server
 	metrics   *metrics
+	relays    *relay.Client // of the proposals that this node forwards
+	relayed   *relay.Server // of those that it is asked for
 
 	rounds   rounds
 	watches  atomic.Pointer[context.Context] // see watchLife
@@ -195,8 +198,10 @@ func (n *Node) open(ctx context.Context) error {
 	}
 	n.cluster = c
 	n.started.Store(true)
+	n.relays = relay.NewClient(relayPath, network.Dial, n.relayHeader)
+	n.relayed = relay.NewServer(n.onRelayed)
 	n.http = httpapi.New(httpapi.Config{
-		Store: n, Cluster: clusterView{n}, Health: n, Peer: c.Handler(), Metrics: registry,
+		Store: n, Relay: n, Cluster: clusterView{n}, Health: n, Peer: n.peers(c), Metrics: registry,
 		Logger: n.log.With("component", "http"), Version: n.opts.Version, MaxInflightBytes: n.cfg.MaxInflightBytes,
 		Dial: network.Dial,
 	})
@@ -209,6 +214,7 @@ func (n *Node) open(ctx context.Context) error {
 	n.wg.Go(n.runTrim)
 	n.wg.Go(n.runWatchGuard)
 	n.wg.Go(n.runPoke)
+	n.wg.Go(n.runRelays)
 	n.log.Info("node started", "version", n.opts.Version, "server_id", n.identity.ServerID, "http", n.httpAddr,
 		"raft", stream.Addr().String(), "gossip", c.GossipAddr(), "data_dir", n.cfg.DataDir, "revision", n.fsm.Info().Revision)
 	return nil
@@ -345,6 +351,7 @@ func (n *Node) shutdown(ctx context.Context) error {
 	n.logErr("finish all requests in time", n.http.Shutdown(hctx))
 	cancel()
 	errs = append(errs, n.http.Close())
+	n.relays.Close()
 	n.cancel()
 	// A budget of its own: whatever came before, raft must be down before its stores.
 	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), raftTimeout)
@@ -354,6 +361,7 @@ func (n *Node) shutdown(ctx context.Context) error {
 		// next start recovers.
 		return fmt.Errorf("raft did not stop, so the stores stay open: %w", err)
 	}
+	n.relayed.Close()
 	errs = append(errs, n.cluster.Close())
 	n.stopChores()
 	n.wg.Wait()
@@ -428,9 +436,13 @@ func (n *Node) abort() {
 	n.cancel()
 	if n.http != nil {
 		n.http.Close()
+		n.relays.Close()
 	}
 	if n.consensus != nil {
 		n.logErr("stop consensus", n.consensus.Shutdown(ctx))
+	}
+	if n.relayed != nil {
+		n.relayed.Close()
 	}
 	if n.cluster != nil {
 		n.logErr("stop gossip", n.cluster.Close())

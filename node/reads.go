@@ -259,16 +259,8 @@ func (n *Node) Settings() kv.ClusterSettings {
 
 // Txn implements httpapi.Store.
 func (n *Node) Txn(ctx context.Context, t kv.Txn, timing *kv.Timing) (kv.TxnResult, error) {
-	if err := n.serving(); err != nil {
-		e := *kv.AsError(err)
-		e.Outcome = kv.OutcomeNotApplied
-		return kv.TxnResult{}, &e
-	}
-	switch {
-	case grows(t) && n.diskFull():
-		return kv.TxnResult{}, kv.NotApplied(kv.CodeDiskFull, "the leader's disk is nearly full: free space or delete keys; reads and deletes are still served")
-	case grows(t) && n.crowded.Load():
-		return kv.TxnResult{}, kv.NotApplied(kv.CodeDiskFull, "the disks of too many voters are nearly full: free space there (sett status shows where) or delete keys; reads and deletes are still served")
+	if err := n.mayWrite(t); err != nil {
+		return kv.TxnResult{}, err
 	}
 	cmd, err := n.fsm.Command(t)
 	if err != nil {
@@ -276,6 +268,24 @@ func (n *Node) Txn(ctx context.Context, t kv.Txn, timing *kv.Timing) (kv.TxnResu
 	}
 	r, err := n.propose(ctx, cmd, timing)
 	return r.Txn, err
+}
+
+// mayWrite refuses everything on a node that does not serve, and what makes the store
+// bigger while disks are nearly full.
+func (n *Node) mayWrite(t kv.Txn) error {
+	if err := n.serving(); err != nil {
+		e := *kv.AsError(err)
+		e.Outcome = kv.OutcomeNotApplied
+		return &e
+	}
+	switch {
+	case !grows(t):
+	case n.diskFull():
+		return kv.NotApplied(kv.CodeDiskFull, "the leader's disk is nearly full: free space or delete keys; reads and deletes are still served")
+	case n.crowded.Load():
+		return kv.NotApplied(kv.CodeDiskFull, "the disks of too many voters are nearly full: free space there (sett status shows where) or delete keys; reads and deletes are still served")
+	}
+	return nil
 }
 
 func grows(t kv.Txn) bool {

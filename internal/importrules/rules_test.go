@@ -8,12 +8,13 @@ var ours = map[string][]string{
 	// The top: parse, call, print. kv is there for the codes that become exit codes.
 	"cmd/sett": {"node", "client", "config", "snapshot", "kv"},
 	// The wiring.
-	"node": {"kv", "config", "engine", "fsm", "snapshot", "raftstore", "consensus", "cluster", "httpapi"},
+	"node": {"kv", "config", "engine", "fsm", "snapshot", "raftstore", "consensus", "cluster", "relay", "httpapi"},
 
 	// Side by side; none knows another.
 	"httpapi": {"kv"},
 	"client":  {"kv"},
 	"cluster": {"kv"},
+	"relay":   {"kv"},
 	"config":  {"kv"},
 
 	"consensus": {"kv", "raftstore"},

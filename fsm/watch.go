@@ -36,6 +36,9 @@ type Watcher struct {
 	wake  chan struct{} // one token
 	// debt is what the last batch cost and the watcher has not waited for. See pacer.
 	debt int
+	// within is how many changes of revision next have been told or passed over: one that is
+	// too big for memory is told in parts.
+	within int
 
 	// next is the first revision that the watcher has not been told of, as far as is
 	// known; idle says that the hub knows of none that concerns it. Guarded by f.hub.mu.
@@ -137,7 +140,9 @@ func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
 		case <-w.f.hub.stop:
 			return kv.WatchBatch{}, w.f.watchEnd()
 		default:
-			return kv.WatchBatch{Revision: w.told()}, nil
+			if w.within == 0 { // within a revision no progress may be told
+				return kv.WatchBatch{Revision: w.told()}, nil
+			}
 		}
 	}
 	w.debt = 0
@@ -162,11 +167,15 @@ func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
 				return kv.WatchBatch{}, w.f.watchEnd()
 			}
 		}
-		batch, next, ok := w.fromMemory(revs, at)
+		var batch []*kv.Event
+		next, ok := at, false
+		if w.within == 0 {
+			batch, next, ok = w.fromMemory(revs, at)
+		}
 		fromDisk := !ok
 		if !ok {
 			before := w.f.pub.Load()
-			if batch, next, err = w.f.history(&w.watch, at); err != nil {
+			if batch, next, w.within, err = w.f.history(&w.watch, at, w.within); err != nil {
 				if err = w.pause(ctx, before, err); err != nil {
 					return kv.WatchBatch{}, err
 				}
@@ -176,7 +185,7 @@ func (w *Watcher) Next(ctx context.Context) (kv.WatchBatch, error) {
 		w.moveTo(next)
 		if len(batch) > 0 {
 			w.debt = batchPrice(batch, fromDisk)
-			return kv.WatchBatch{Events: batch, Revision: next - 1}, nil
+			return kv.WatchBatch{Events: batch, Revision: next - 1, Partial: w.within > 0}, nil
 		}
 		select {
 		case <-progress:
@@ -290,15 +299,17 @@ func (w *Watcher) pause(ctx context.Context, before *published, err error) error
 	}
 }
 
-// history reads the events of a watch from the change index, from revision from on, and
-// returns the first revision that it did not look at.
-func (f *FSM) history(watch *kv.Watch, from kv.Revision) (batch []*kv.Event, next kv.Revision, err error) {
+// history reads the events of a watch from the change index, from revision from on,
+// without its first passed changes. It returns the first revision that it did not read to
+// its end, and how many changes of that it has passed. On an error passed is as it was.
+func (f *FSM) history(watch *kv.Watch, from kv.Revision, passed int) (batch []*kv.Event, next kv.Revision, within int, err error) {
+	fail := func(err error) ([]*kv.Event, kv.Revision, int, error) { return nil, 0, passed, err }
 	if p := f.pub.Load(); from < p.oldestReadable() {
-		return nil, 0, compacted(p)
+		return fail(compacted(p))
 	}
 	r, at, err := f.readAt(0)
 	if err != nil {
-		return nil, 0, err
+		return fail(err)
 	}
 	defer r.Close()
 	it := r.Scan(engine.ScanOptions{Start: eventKey(from, 0), End: eventKey(at+1, 0)})
@@ -308,49 +319,59 @@ func (f *FSM) history(watch *kv.Watch, from kv.Revision) (batch []*kv.Event, nex
 	for it.Next() {
 		rev, part, ok := decodeEventKey(it.Key())
 		if !ok {
-			return nil, 0, kv.Errorf(kv.CodeCorruption, "a change record has a malformed key")
+			return fail(kv.Errorf(kv.CodeCorruption, "a change record has a malformed key"))
 		}
 		if rev != next {
-			return nil, 0, compacted(f.pub.Load()) // trimmed meanwhile
+			return fail(compacted(f.pub.Load())) // trimmed meanwhile
 		}
 		if part != finalPart {
 			continue // listChanges reads it
 		}
 		ev, err := decodeEvent(it.Value())
 		if err != nil {
-			return nil, 0, damaged(err, "revision %d cannot be read", rev)
+			return fail(damaged(err, "revision %d cannot be read", rev))
 		}
 		changes, err := listChanges(r, rev, ev)
 		if err != nil {
 			// Parts go before the record that counts them: trimmed meanwhile, or lost.
 			if p := f.pub.Load(); rev < p.oldestReadable() {
-				return nil, 0, compacted(p)
+				return fail(compacted(p))
 			}
-			return nil, 0, f.checkRead(rev, err)
+			return fail(f.checkRead(rev, err))
 		}
-		events, err := f.readEvents(watch, rev, changes)
+		skip := 0
+		if rev == from {
+			skip = passed
+		}
+		events, rest, err := f.readEvents(watch, rev, changes, skip)
 		if err = f.checkRead(rev, err); err != nil {
-			return nil, 0, err
+			return fail(err)
 		}
 		for _, e := range events {
 			size += eventBytes(e)
 		}
-		batch, next = append(batch, events...), rev+1
+		batch = append(batch, events...)
+		if rest > 0 {
+			return batch, rev, rest, nil
+		}
+		next = rev + 1
 		if len(batch) >= batchEvents || size >= most || next-from >= batchRevisions {
 			break
 		}
 	}
 	if err := it.Err(); err != nil {
-		return nil, 0, f.checkRead(at, err)
+		return fail(f.checkRead(at, err))
 	}
 	if next == from {
-		return nil, 0, compacted(f.pub.Load())
+		return fail(compacted(f.pub.Load()))
 	}
-	return batch, next, nil
+	return batch, next, 0, nil
 }
 
-// readEvents makes the events of one revision that concern a watch.
-func (f *FSM) readEvents(watch *kv.Watch, rev kv.Revision, changes []change) (events []*kv.Event, err error) {
+// readEvents makes the events of one revision that concern a watch, but for its first
+// passed changes. It stops when there is enough for memory and something is left: it then
+// returns how many changes it has passed, else 0.
+func (f *FSM) readEvents(watch *kv.Watch, rev kv.Revision, changes []change, passed int) (events []*kv.Event, within int, err error) {
 	var after, before *engine.Reader
 	defer func() {
 		for _, r := range []*engine.Reader{after, before} {
@@ -374,28 +395,33 @@ func (f *FSM) readEvents(watch *kv.Watch, rev kv.Revision, changes []change) (ev
 		}
 		return rec.item(key), nil
 	}
-	for _, c := range changes {
+	size := 0
+	for i, c := range changes[min(passed, len(changes)):] {
 		if !watch.Range.Contains(c.key) {
 			continue
+		}
+		if size > revisionBytes {
+			return events, passed + i, nil
 		}
 		e := &kv.Event{Type: kv.EventType(c.kind), Revision: rev, Item: kv.Item{Key: c.key}}
 		if c.kind == changePut {
 			it, err := item(&after, rev, c.key)
 			if err != nil {
-				return nil, err
+				return nil, 0, err
 			}
 			if it == nil || it.ModRevision != rev {
-				return nil, kv.Errorf(kv.CodeCorruption, "revision %d changed a key that is not there", rev)
+				return nil, 0, kv.Errorf(kv.CodeCorruption, "revision %d changed a key that is not there", rev)
 			}
 			e.Item = *it
 		}
 		if watch.Previous && rev > 1 {
 			// Setting the discard timestamp leaves one revision below the oldest for this.
 			if e.Previous, err = item(&before, rev-1, c.key); err != nil {
-				return nil, err
+				return nil, 0, err
 			}
 		}
 		events = append(events, e)
+		size += eventBytes(e)
 	}
-	return events, nil
+	return events, 0, nil
 }

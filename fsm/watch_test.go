@@ -487,3 +487,66 @@ func TestPacedWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestWatchBigRevision: a revision that is too big for memory is told in parts, each
+// event once, and nothing is called told before all of it is.
+func TestWatchBigRevision(t *testing.T) {
+	m := newMachine(t)
+	const keys = 40
+	value := strings.Repeat("v", 1<<20)
+	for i := range keys {
+		m.mustTxn(put(fmt.Sprintf("a/%02d", i), value), put(fmt.Sprintf("b/%02d", i), "small"))
+	}
+	// The change itself is small: what is big is what was there before.
+	r := m.mustTxn(kv.Op{Kind: kv.OpDeleteRange, Range: kv.PrefixRange("a/")}, put("b/end", "x"))
+	m.mustTxn(put("b/after", "x"))
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	w, err := m.Watch(kv.Watch{Range: kv.PrefixRange(""), From: r.Revision, Previous: true, Progress: time.Nanosecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	var told []string
+	parts, open := 0, false
+	for upTo := kv.Revision(0); upTo <= r.Revision; {
+		b, err := w.Next(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size := 0
+		for _, e := range b.Events {
+			size += eventBytes(e)
+			told = append(told, fmt.Sprintf("%d %s", e.Revision, e.Item.Key))
+			if e.Type == kv.EventDelete && (e.Previous == nil || len(e.Previous.Value) != len(value)) {
+				t.Errorf("%s: previous %v", e.Item.Key, e.Previous == nil)
+			}
+		}
+		if size > revisionBytes+2<<20 {
+			t.Errorf("a batch of %d bytes", size)
+		}
+		if open && len(b.Events) == 0 {
+			t.Error("progress was told within a revision")
+		}
+		if open = b.Partial; open {
+			parts++
+			if b.Revision != r.Revision-1 {
+				t.Errorf("a part of revision %d says that all up to %d was told", r.Revision, b.Revision)
+			}
+		}
+		upTo = b.Revision
+	}
+	var want []string
+	for i := range keys {
+		want = append(want, fmt.Sprintf("%d a/%02d", r.Revision, i))
+	}
+	want = append(want, fmt.Sprintf("%d b/end", r.Revision), fmt.Sprintf("%d b/after", r.Revision+1))
+	slices.Sort(want)
+	got := slices.Sorted(slices.Values(told))
+	if !slices.Equal(got, want) {
+		t.Errorf("told %q, want %q", got, want)
+	}
+	if parts < 5 {
+		t.Errorf("%d parts", parts)
+	}
+}

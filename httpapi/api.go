@@ -76,7 +76,7 @@ type Watcher interface {
 	// asked for; if kv.Watch.From was 0, everything after it will come.
 	Revision() kv.Revision
 	// Next waits for changes, or for kv.Watch.Progress to pass, or for ctx to end. A
-	// batch is bounded in size unless it is one revision. An error ends the watch; its
+	// batch is bounded in size. An error ends the watch; its
 	// code tells the watcher why: compacted if it fell behind the kept history,
 	// no-leader if this node has had none for long, not-ready if it is stopping or was
 	// removed.

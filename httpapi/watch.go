@@ -150,10 +150,11 @@ func (f *feed) run(ctx context.Context) {
 		pooled := f.x.s.eventBuffers.get()
 		f.buf = *pooled
 		for i, e := range b.Events {
-			f.event(e, i == len(b.Events)-1 || b.Events[i+1].Revision != e.Revision)
+			last := i == len(b.Events)-1
+			f.event(e, last && !b.Partial || !last && b.Events[i+1].Revision != e.Revision)
 		}
 		// A watch that always has something to tell marks its progress, too.
-		if now := time.Now(); len(b.Events) == 0 || now.Sub(marked) >= f.x.s.cfg.WatchProgress {
+		if now := time.Now(); !b.Partial && (len(b.Events) == 0 || now.Sub(marked) >= f.x.s.cfg.WatchProgress) {
 			f.progress(b.Revision)
 			marked = now
 		}

@@ -483,3 +483,29 @@ func BenchmarkWatchFanOut(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N)*n/b.Elapsed().Seconds(), "events/s")
 }
+
+// A revision that comes in parts ends once, and no mark comes within it.
+func TestWatchInParts(t *testing.T) {
+	for _, accept := range []string{ndjson, eventStream} {
+		f := newFixture(t, func(c *Config) { c.WatchProgress = time.Nanosecond })
+		sw := newScriptedWatcher()
+		f.store.onWatch = func(context.Context, kv.Watch) (Watcher, error) { return sw, nil }
+		event := func(key string) []*kv.Event {
+			return []*kv.Event{{Type: kv.EventDelete, Revision: 2, Item: kv.Item{Key: key}}}
+		}
+		go func() {
+			sw.batches <- kv.WatchBatch{Events: event("a"), Revision: 1, Partial: true}
+			sw.batches <- kv.WatchBatch{Events: event("b"), Revision: 1, Partial: true}
+			sw.batches <- kv.WatchBatch{Events: event("c"), Revision: 2}
+			sw.fail <- kv.NotApplied(kv.CodeNotReady, "over")
+		}()
+		got := f.do(t, "GET", "/v1/watch", "", "Accept: "+accept).Body.String()
+		if strings.Count(got, `"last":true`) != 1 || strings.Index(got, `"last":true`) < strings.Index(got, `"key":"c"`) ||
+			strings.Index(got, "progress") < strings.Index(got, `"key":"c"`) || strings.Count(got, `"key":`) != 3 {
+			t.Errorf("%s: %s", accept, got)
+		}
+		if accept == eventStream && strings.Index(got, "id: ") < strings.Index(got, `"key":"b"`) {
+			t.Errorf("an id within a revision: %s", got)
+		}
+	}
+}

@@ -70,9 +70,12 @@ type Watch struct {
 	Progress time.Duration
 }
 
-// WatchBatch is what a watch tells at once: the events of whole revisions, in the order
-// in which they happened, or none; and the revision up to which all was told now.
+// WatchBatch is what a watch tells at once: events in the order in which they happened,
+// or none; and the revision up to which all was told now.
 type WatchBatch struct {
 	Events   []*Event
 	Revision Revision
+	// Partial says that the revision of the last event is not whole: the next batch goes on
+	// with it. Only one too big for memory is told in parts.
+	Partial bool
 }

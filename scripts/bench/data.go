@@ -19,8 +19,14 @@ import (
 // stream of all of them, pages of a thousand, writes beside watchers, and writes while
 // all keys of a load expire at once.
 func measureData(ctx context.Context, o options, urls []string, pids []int) error {
-	steps := []func(context.Context, options, []string) error{loadBulk, streamAll, readPages, writeWatched, writeExpiring}
-	for _, step := range steps {
+	steps := map[string]func(context.Context, options, []string) error{
+		"load": loadBulk, "stream": streamAll, "pages": readPages, "watched": writeWatched, "expiry": writeExpiring,
+	}
+	for _, name := range strings.Split(o.steps, ",") {
+		step := steps[name]
+		if step == nil {
+			return fmt.Errorf("--steps: there is no step %q", name)
+		}
 		if err := step(ctx, o, urls); err != nil {
 			return err
 		}
@@ -155,7 +161,7 @@ func writeWatched(ctx context.Context, o options, urls []string) error {
 	for range o.rounds {
 		free := putsPerSecond(ctx, o, urls)
 		wctx, stop := context.WithCancel(ctx)
-		told, wait, err := watchAll(wctx, o.watchers, urls)
+		told, wait, err := watchAll(wctx, o.watchers, urls, "")
 		if err != nil {
 			stop()
 			return err
@@ -179,13 +185,13 @@ func putsPerSecond(ctx context.Context, o options, urls []string) float64 {
 	return m.run(ctx).perSecond()
 }
 
-// watchAll opens n watches of all keys and reads them; wait returns when they have ended.
-func watchAll(ctx context.Context, n int, urls []string) (told *atomic.Int64, wait func(), err error) {
+// watchAll opens n watches of what query says and reads them; wait returns when they have ended.
+func watchAll(ctx context.Context, n int, urls []string, query string) (told *atomic.Int64, wait func(), err error) {
 	told = new(atomic.Int64)
 	var wg sync.WaitGroup
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: n}}
 	for i := range n {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, urls[i%len(urls)]+"/v1/watch", http.NoBody)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, urls[i%len(urls)]+"/v1/watch"+query, http.NoBody)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -32,6 +32,9 @@ type options struct {
 
 	restartKeys int
 	dataKeys    int
+	steps       string
+	flat        int
+	idle        int
 	watchers    int
 }
 
@@ -48,6 +51,9 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each side is measured in a comparison")
 	flag.IntVar(&o.restartKeys, "restart", 0, "measure instead how soon nodes with this many keys are ready again after kill -9")
 	flag.IntVar(&o.dataKeys, "data", 0, "measure instead what moves much data: loads of this many keys, streams, pages, watches, expiry")
+	flag.StringVar(&o.steps, "steps", "load,stream,pages,watched,expiry", "with -data: which of these")
+	flag.IntVar(&o.flat, "flat", 0, "measure instead memory while this many gigabytes are streamed in and out")
+	flag.IntVar(&o.idle, "idle", 0, "measure instead what this many idle watchers take")
 	flag.IntVar(&o.watchers, "watchers", 1000, "with -data: how many watch while others write")
 	flag.Parse()
 	for _, text := range strings.Split(clients, ",") {
@@ -103,8 +109,13 @@ func run(ctx context.Context, o options) (err error) {
 		printMemory("etcd after the load", etcd.pids())
 		return nil
 	}
-	if o.dataKeys > 0 {
+	switch {
+	case o.dataKeys > 0:
 		return measureData(ctx, o, urls, pids)
+	case o.flat > 0:
+		return measureFlat(ctx, o, urls, pids)
+	case o.idle > 0:
+		return measureIdle(ctx, o, urls, pids)
 	}
 	fmt.Printf("%d nodes, values of %d bytes, %v each, closed loop, clients spread over all nodes\n\n", len(urls), o.valueBytes, o.duration)
 	fmt.Printf("%-22s %8s %10s %9s %9s %9s %9s %8s\n", "operation", "clients", "ops/s", "p50", "p99", "p99.9", "max", "errors")
@@ -204,17 +215,8 @@ func childrenOf(pid int) []int {
 func printMemory(when string, pids []int) {
 	var parts []string
 	for _, pid := range pids {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(status)) {
-			if kb, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-				n, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(kb), "kB")))
-				if err == nil {
-					parts = append(parts, fmt.Sprintf("%d MiB", n>>10))
-				}
-			}
+		if kb := memoryOf(pid, "VmRSS:"); kb > 0 {
+			parts = append(parts, fmt.Sprintf("%d MiB", kb>>10))
 		}
 	}
 	if len(parts) > 0 {

@@ -134,13 +134,16 @@ func (n *Node) openAll() error {
 		return lost("the folder %s is gone", n.folder.path(raftName))
 	}
 	b := n.cfg.Badger
-	n.logs, err = raftstore.Open(raftstore.Config{
-		Dir: n.folder.path(raftName), MemTableBytes: max(b.MemTableBytes, 8<<20), MinFreeBytes: minFreeBytes,
-		Logger: n.log.With("component", "raftstore"), OnFatal: n.fatal, Phase: n.metrics.phase,
-	})
-	if err != nil {
-		return err
-	}
+	// Both at once: after a crash each reads its write-ahead log again.
+	logs := make(chan error, 1)
+	go func() {
+		var err error
+		n.logs, err = raftstore.Open(raftstore.Config{
+			Dir: n.folder.path(raftName), MemTableBytes: max(b.MemTableBytes, 8<<20), MinFreeBytes: minFreeBytes,
+			Logger: n.log.With("component", "raftstore"), OnFatal: n.fatal, Phase: n.metrics.phase,
+		})
+		logs <- err
+	}()
 	n.store, err = snapshot.OpenStore(snapshot.StoreConfig{
 		Dir: n.folder.path(stateName),
 		Engine: engine.Config{
@@ -153,6 +156,9 @@ func (n *Node) openAll() error {
 		},
 		Logger: n.log.With("component", "snapshot"), OnFatal: n.fatal,
 	})
+	if logsErr := <-logs; logsErr != nil {
+		return logsErr
+	}
 	if err != nil {
 		return err
 	}

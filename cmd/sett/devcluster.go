@@ -76,6 +76,11 @@ func runDev(ctx context.Context, o devOptions) (err error) {
 	} else if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make the data folder: %w", err)
 	}
+	lock, err := takeDevFolder(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	plan, err := planDev(dir, o)
 	if err != nil {
 		return err

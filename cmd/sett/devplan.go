@@ -8,7 +8,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+
+	"github.com/gofrs/flock"
 )
 
 // maxDevNodes is more than anybody wants on one machine.
@@ -20,6 +23,9 @@ type devPlan struct {
 	Format int       `json:"format"`
 	Nodes  []devNode `json:"nodes"`
 }
+
+// devLockName is the first file in the folder, and held while a cluster runs there.
+const devLockName = "dev.lock"
 
 // devPlanFormat is the version of the file.
 const devPlanFormat = 1
@@ -33,6 +39,27 @@ type devNode struct {
 }
 
 func (n devNode) url() string { return "http://" + n.HTTP }
+
+// takeDevFolder locks a folder for one sett dev at a time. It refuses one that holds
+// something else.
+func takeDevFolder(dir string) (*flock.Flock, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("look at the data folder: %w", err)
+	}
+	ours := slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == devLockName })
+	if len(entries) > 0 && !ours {
+		return nil, usagef("%s is not empty and holds no cluster of sett dev: name an empty folder, or one that does not exist", dir)
+	}
+	lock := flock.New(filepath.Join(dir, devLockName), flock.SetPermissions(0o600))
+	switch ok, err := lock.TryLock(); {
+	case err != nil:
+		return nil, fmt.Errorf("lock the data folder: %w", err)
+	case !ok:
+		return nil, fmt.Errorf("another sett dev runs in %s: stop it, or choose another --data-dir", dir)
+	}
+	return lock, nil
+}
 
 // planDev makes the plan for a start in dir: what the folder holds, with ports that
 // are free, else a new one.

@@ -81,7 +81,7 @@ var doors = map[string]map[string]reach{
 	"github.com/hashicorp/go-hclog": {"consensus": anywhere, "raftstore": inTests},
 	"github.com/cenkalti/backoff":   {"client": anywhere},
 	"github.com/google/uuid":        {"cluster": anywhere, "node": anywhere},
-	"github.com/gofrs/flock":        {"node": anywhere},
+	"github.com/gofrs/flock":        {"node": anywhere, "cmd/sett": oneFile},
 	// What a transaction touches, in order, for its ranges.
 	"github.com/google/btree": {"fsm": anywhere},
 	// Strict JSON: no duplicate names, no invalid UTF-8, no unknown members.

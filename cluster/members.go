@@ -105,6 +105,7 @@ func (c *Cluster) describeMember(ctx context.Context, s kv.Server) kv.Member {
 		m.LastContactMS = max(time.Since(contact).Milliseconds(), 0)
 	}
 	m.State = memberState(seen, recent, c.IsLeader())
+	m.Lag = commit // of a server that nothing is known of: it may lack everything
 	if match, ok := cons.Match(s.ID); ok {
 		m.Lag = behind(commit, match)
 	}

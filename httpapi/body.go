@@ -70,13 +70,37 @@ func (b *bodyState) Read(p []byte) (int, error) {
 // Close implements io.Closer. The server closes the body itself.
 func (b *bodyState) Close() error { return nil }
 
+const (
+	// lingerBytes and lingerTime bound what is still taken, and thrown away, of a body that
+	// was refused.
+	lingerBytes = 16 << 20
+	lingerTime  = 2 * time.Second
+)
+
 // refuseBody prepares an answer that is given before the body was read: the
 // connection ends with it, and the server's attempt to read the rest ends soon.
 func (x *exchange) refuseBody() {
 	if x.r.ProtoMajor == 1 {
 		x.Header().Set("Connection", "close")
-		_ = x.ctl.SetReadDeadline(time.Now().Add(time.Second))
+		_ = x.ctl.SetReadDeadline(time.Now().Add(lingerTime)) // a recorder in a test has none
 	}
+	x.refused = true
+}
+
+// linger takes some more of a refused body once the answer is out. A client that writes
+// all of it before it reads anything would otherwise find its connection broken, and
+// never see the answer.
+func (x *exchange) linger() {
+	if x.r.Header.Get("Expect") != "" { // the client waits for the answer and sends nothing
+		return
+	}
+	if err := x.flush(); err != nil {
+		return
+	}
+	if err := x.ctl.SetReadDeadline(time.Now().Add(lingerTime)); err != nil {
+		return // without a deadline it could take for ever
+	}
+	_, _ = io.CopyN(io.Discard, x.body.src, lingerBytes) // whatever ends it: the answer is out
 }
 
 func errTooLarge(what string, limit uint64) *kv.Error {

@@ -56,6 +56,7 @@ type exchange struct {
 	forwardedBy string
 	grant       grant
 	body        bodyState
+	refused     bool // the answer was given before the body was read
 
 	// revision goes into Sett-Revision once known; until then it's the node's own.
 	revision      kv.Revision
@@ -93,6 +94,9 @@ func (s *Server) serve(next http.Handler) http.Handler {
 
 func (x *exchange) finish() {
 	x.grant.release()
+	if x.refused {
+		x.linger()
+	}
 	status := x.status
 	if status == 0 {
 		status = http.StatusOK

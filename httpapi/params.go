@@ -105,10 +105,11 @@ func (p params) revision(name string) (kv.Revision, error) {
 func (p params) duration(name string, low, high time.Duration) (time.Duration, error) {
 	v := p[name]
 	d, err := parseDuration(v)
-	if err != nil {
+	tooBig := err != nil && v != "" && strings.Trim(v, "0123456789") == ""
+	if err != nil && !tooBig {
 		return 0, badParam(name, "%s is neither a duration such as 30s or 1h30m nor a number of seconds", quote(v))
 	}
-	if d < low || d > high {
+	if tooBig || d < low || d > high {
 		return 0, badParam(name, "%s is not between %s and %s", quote(v), shortDuration(low), shortDuration(high))
 	}
 	return d, nil

@@ -160,6 +160,10 @@ func (x *exchange) run(rt route, allow string, allowed []string) error {
 		if err := x.parseOnce(e.once); err != nil {
 			return err
 		}
+		// There are no times to compare it with, and who sends it wants to be protected.
+		if err := x.refuseHeaders("If-Unmodified-Since"); err != nil {
+			return err
+		}
 	}
 	p, err := parseParams(x.r.URL.RawQuery, allowed)
 	if err != nil {

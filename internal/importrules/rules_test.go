@@ -28,12 +28,13 @@ var ours = map[string][]string{
 	"kv":                 {},
 
 	// A whole cluster in one process, for its tests; the network that breaks on order.
-	"internal/testcluster": {"node", "config", "cluster", "consensus", "internal/faultnet"},
+	"internal/testcluster": {"node", "config", "cluster", "consensus", "internal/faultnet", "internal/histories"},
 	"internal/faultnet":    {},
+	"internal/histories":   {},
 
 	// Tests from outside and their tools: they see what a user sees.
 	"internal/blackbox":    {},
-	"internal/faulttest":   {"internal/blackbox"},
+	"internal/faulttest":   {"internal/blackbox", "internal/histories"},
 	"internal/importrules": {},
 	"scripts/bench":        {"internal/blackbox"},
 	"scripts/smoke":        {"internal/blackbox"},
@@ -93,7 +94,7 @@ var doors = map[string]map[string]reach{
 	"github.com/pb33f/libopenapi-validator": {"httpapi": inTests},
 	"github.com/prometheus/client_model/go": {everywhere: inTests},
 	"pgregory.net/rapid":                    {everywhere: inTests},
-	"github.com/anishathalye/porcupine":     {everywhere: inTests},
+	"github.com/anishathalye/porcupine":     {"internal/histories": anywhere, "internal/testcluster": inTests, "internal/faulttest": inTests},
 }
 
 // banned parts of the standard library, and why. A package may be excepted.

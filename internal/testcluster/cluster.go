@@ -20,6 +20,7 @@ import (
 	"github.com/settkv/sett/config"
 	"github.com/settkv/sett/consensus"
 	"github.com/settkv/sett/internal/faultnet"
+	"github.com/settkv/sett/internal/histories"
 	"github.com/settkv/sett/node"
 )
 
@@ -261,18 +262,10 @@ func (c *Cluster) Await(limit time.Duration, what string, done func() error) {
 }
 
 // Answer is an HTTP answer read to its end.
-type Answer struct {
-	Status int
-	Header http.Header
-	Body   []byte
-}
+type Answer = histories.Answer
 
 // Request is an HTTP request to a node.
-type Request struct {
-	Method, Path string
-	Header       http.Header
-	Body         string
-}
+type Request = histories.Request
 
 // Do makes one HTTP request to a node, from the test's place in the network.
 func (c *Cluster) Do(ctx context.Context, n *Node, r Request) (Answer, error) {

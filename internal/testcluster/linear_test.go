@@ -18,211 +18,33 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"github.com/settkv/sett/fsm"
+	"github.com/settkv/sett/internal/histories"
 	"github.com/settkv/sett/kv"
 	"github.com/settkv/sett/snapshot"
 )
-
-// The operations of the history.
-const (
-	opPut = iota
-	opCAS
-	opDelete
-	opGet
-)
-
-type input struct {
-	op    int
-	key   string
-	value string
-	rev   uint64 // CAS: the revision expected
-}
-
-type output struct {
-	unknown bool
-	ok      bool   // CAS: it happened; get and delete: there was a key
-	value   string // get
-	rev     uint64 // put, CAS: the new revision; get: the key's
-}
-
-// cell is the model's state of one key.
-type cell struct {
-	present bool
-	value   string
-	rev     uint64
-}
-
-// registers is the specification: each key is a register with a revision. A write
-// whose fate is unknown may have happened or not.
-var registers = porcupine.NondeterministicModel{
-	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
-		byKey := map[string][]porcupine.Operation{}
-		for _, o := range history {
-			k := o.Input.(input).key
-			byKey[k] = append(byKey[k], o)
-		}
-		var parts [][]porcupine.Operation
-		for _, p := range byKey {
-			parts = append(parts, p)
-		}
-		return parts
-	},
-	Init: func() []any { return []any{cell{}} },
-	Step: func(state, in, out any) []any {
-		s, i, o := state.(cell), in.(input), out.(output)
-		// written is the key after a write; its revision is not known if the answer was
-		// lost, and then every revision that is read later is possible.
-		written := cell{present: true, value: i.value, rev: o.rev}
-		switch i.op {
-		case opPut:
-			if o.unknown {
-				return []any{s, written}
-			}
-			if o.rev <= s.rev {
-				return nil
-			}
-			return []any{written}
-		case opCAS:
-			matches := s.present && (s.rev == i.rev || s.rev == 0)
-			switch {
-			case o.unknown && matches:
-				return []any{s, written}
-			case o.unknown:
-				return []any{s}
-			case o.ok && matches && o.rev > i.rev:
-				return []any{written}
-			case !o.ok && (!matches || s.rev == 0):
-				return []any{s}
-			}
-			return nil
-		case opDelete:
-			switch {
-			case o.unknown:
-				return []any{s, cell{}}
-			case o.ok == s.present:
-				return []any{cell{}}
-			}
-			return nil
-		case opGet:
-			if o.ok != s.present || (o.ok && o.value != s.value) {
-				return nil
-			}
-			if o.ok && s.rev != 0 && s.rev != o.rev {
-				return nil
-			}
-			if o.ok {
-				s.rev = o.rev // a write with a lost answer has shown its revision
-			}
-			return []any{s}
-		}
-		return nil
-	},
-	Equal: func(a, b any) bool { return a.(cell) == b.(cell) },
-	DescribeOperation: func(in, out any) string {
-		return fmt.Sprintf("%+v -> %+v", in, out)
-	},
-}
-
-// recorder collects the history.
-type recorder struct {
-	mu    sync.Mutex
-	start time.Time
-	ops   []porcupine.Operation
-	done  atomic.Int64 // known outcomes
-}
-
-// add records an operation of a client that was called at a time since the start. One
-// whose outcome is unknown may happen at any time after its call.
-func (r *recorder) add(o porcupine.Operation, unknown bool) {
-	o.Return = int64(time.Since(r.start))
-	if unknown {
-		o.Return = 1 << 62
-	} else {
-		r.done.Add(1)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.ops = append(r.ops, o)
-}
-
-// worker is one client. After an unknown outcome it goes on under a new number, for
-// its old self may still be writing.
-func (r *recorder) worker(ctx context.Context, c *Cluster, rng *rand.Rand, number *atomic.Int64) {
-	client := int(number.Add(1))
-	seen := map[string]uint64{} // revisions for CAS
-	for n := 0; ctx.Err() == nil; n++ {
-		in := input{key: fmt.Sprintf("k%d", rng.IntN(8)), value: fmt.Sprintf("c%d-%d", client, n)}
-		method, path, header := http.MethodPut, "/v1/kv/"+in.key+"?timeout=1s", http.Header{}
-		switch p := rng.IntN(100); {
-		case p < 35:
-			in.op = opPut
-		case p < 50 && seen[in.key] != 0:
-			in.op, in.rev = opCAS, seen[in.key]
-			header.Set("If-Match", strconv.Quote(strconv.FormatUint(in.rev, 10)))
-		case p < 56:
-			in.op, method = opDelete, http.MethodDelete
-		default:
-			in.op, method = opGet, http.MethodGet
-		}
-		body := ""
-		if method == http.MethodPut {
-			body = in.value
-		}
-		rctx, cancel := context.WithTimeout(ctx, 1500*time.Millisecond)
-		call := time.Since(r.start)
-		a, err := c.Do(rctx, c.Nodes[rng.IntN(len(c.Nodes))], Request{method, path, header, body})
-		cancel()
-		out, counts := judge(in, a, err)
-		if !counts {
-			continue
-		}
-		r.add(porcupine.Operation{ClientId: client, Input: in, Output: out, Call: int64(call)}, out.unknown)
-		if out.unknown {
-			client = int(number.Add(1))
-		}
-		if out.rev != 0 {
-			seen[in.key] = out.rev
-		}
-	}
-}
-
-// judge turns an answer into an output; counts is false for what surely did nothing.
-func judge(in input, a Answer, err error) (out output, counts bool) {
-	if err != nil {
-		// The request may have arrived.
-		return output{unknown: true}, in.op != opGet
-	}
-	rev := func(name string) uint64 {
-		v, err := strconv.ParseUint(string(bytes.Trim([]byte(a.Header.Get(name)), `"`)), 10, 64)
-		if err != nil {
-			panic(fmt.Sprintf("%s: %q in an answer %d to %+v", name, a.Header.Get(name), a.Status, in))
-		}
-		return v
-	}
-	switch {
-	case a.Status == 200 && in.op == opGet:
-		return output{ok: true, value: string(a.Body), rev: rev("ETag")}, true
-	case a.Status == 404 && in.op == opGet:
-		return output{}, true
-	case a.Status == 201 || a.Status == 204:
-		if in.op == opDelete {
-			return output{ok: true}, true
-		}
-		return output{ok: true, rev: rev("ETag")}, true
-	case a.Status == 404 && in.op == opDelete, a.Status == 412:
-		return output{}, true
-	case in.op == opGet || bytes.Contains(a.Body, []byte(`"outcome":"not-applied"`)):
-		return output{}, false
-	}
-	return output{unknown: true}, true
-}
 
 // TestLinearizable lets clients work on all nodes while leaders are cut off, killed
 // and moved, and networks are split in every way; then the history must be
 // linearizable and all nodes must hold the same.
 func TestLinearizable(t *testing.T) {
-	l := linearizable{faults: 14, enough: 2000, workers: 6, work: (*recorder).worker, model: registers.ToModel()}
+	l := linearizable{faults: 14, enough: 2000, workers: 6, work: (*histories.Recorder).RegisterWorker, model: histories.Registers.ToModel()}
 	if testing.Short() {
 		l.faults, l.enough = 5, 300
+	}
+	l.check(t)
+}
+
+// forHistories is the cluster as the recorders of histories work on it.
+func (c *Cluster) forHistories() histories.Cluster {
+	return histories.Cluster{Nodes: len(c.Nodes), Do: func(ctx context.Context, i int, r Request) (Answer, error) { return c.Do(ctx, c.Nodes[i], r) }}
+}
+
+// TestLinearizableTransactions: transactions and reads of ranges over several keys,
+// range deletes and single writes among them, are one history.
+func TestLinearizableTransactions(t *testing.T) {
+	l := linearizable{faults: 9, enough: 1500, workers: 5, work: (*histories.Recorder).TrioWorker, model: histories.Trios.ToModel()}
+	if testing.Short() {
+		l.faults, l.enough = 3, 250
 	}
 	l.check(t)
 }
@@ -233,7 +55,7 @@ type linearizable struct {
 	faults  int
 	enough  int64 // operations with a known outcome
 	workers int
-	work    func(*recorder, context.Context, *Cluster, *rand.Rand, *atomic.Int64)
+	work    func(*histories.Recorder, context.Context, histories.Cluster, *rand.Rand, *atomic.Int64)
 	model   porcupine.Model
 }
 
@@ -242,26 +64,27 @@ func (l linearizable) check(t *testing.T) {
 	seed := seedOf(t)
 	c := Start(t, 3, seed)
 	rng := rand.New(rand.NewPCG(seed, 7))
-	rec := &recorder{start: time.Now()}
+	rec := histories.NewRecorder()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var wg sync.WaitGroup
 	var number atomic.Int64
 	for i := range l.workers {
 		wrng := rand.New(rand.NewPCG(seed, uint64(100+i)))
-		wg.Go(func() { l.work(rec, ctx, c, wrng, &number) })
+		wg.Go(func() { l.work(rec, ctx, c.forHistories(), wrng, &number) })
 	}
-	progress := getOn(c, &rec.done)
+	progress := getOn(c, &rec.Done)
 	progress(50)
 	counts := storm(t, c, rng, l.faults, progress)
-	for rec.done.Load() < l.enough {
-		progress(min(50, l.enough-rec.done.Load()))
+	for rec.Done.Load() < l.enough {
+		progress(min(50, l.enough-rec.Done.Load()))
 	}
 	cancel()
 	wg.Wait()
-	t.Logf("faults: %v; %d operations, %d with a known outcome", counts, len(rec.ops), rec.done.Load())
+	ops := rec.Operations()
+	t.Logf("faults: %v; %d operations, %d with a known outcome", counts, len(ops), rec.Done.Load())
 
-	result, info := porcupine.CheckOperationsVerbose(l.model, rec.ops, time.Minute)
+	result, info := porcupine.CheckOperationsVerbose(l.model, ops, time.Minute)
 	if result != porcupine.Ok {
 		path := filepath.Join(os.TempDir(), fmt.Sprintf("sett-%s-%d.html", t.Name(), seed))
 		t.Errorf("history is %s; picture in %s: %v", result, path, porcupine.VisualizePath(l.model, info, path))

@@ -1,4 +1,4 @@
-package testcluster
+package histories
 
 import (
 	"context"
@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"strings"
 	"sync/atomic"
-	"testing"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -78,11 +77,12 @@ func (s trio) apply(in trioInput, out trioOutput) (next trio, fits bool) {
 	return next, out.unknown || out.succeeded && out.values == next
 }
 
-var trios = porcupine.NondeterministicModel{
+// Trios is a specification: three keys that are changed and read together.
+var Trios = porcupine.NondeterministicModel{
 	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
 		byEpoch := map[int64][]porcupine.Operation{}
 		for _, o := range history {
-			e := o.Input.(trioInput).epoch
+			e := as[trioInput](o.Input).epoch
 			byEpoch[e] = append(byEpoch[e], o)
 		}
 		var parts [][]porcupine.Operation
@@ -93,8 +93,8 @@ var trios = porcupine.NondeterministicModel{
 	},
 	Init: func() []any { return []any{trio{}} },
 	Step: func(state, in, out any) []any {
-		s, o := state.(trio), out.(trioOutput)
-		next, fits := s.apply(in.(trioInput), o)
+		s, o := as[trio](state), as[trioOutput](out)
+		next, fits := s.apply(as[trioInput](in), o)
 		switch {
 		case !fits:
 			return nil
@@ -103,7 +103,7 @@ var trios = porcupine.NondeterministicModel{
 		}
 		return []any{next}
 	},
-	Equal: func(a, b any) bool { return a.(trio) == b.(trio) },
+	Equal: func(a, b any) bool { return as[trio](a) == as[trio](b) },
 	DescribeOperation: func(in, out any) string {
 		return fmt.Sprintf("%+v -> %+v", in, out)
 	},
@@ -200,12 +200,13 @@ func judgeTrio(in trioInput, a Answer, err error) (out trioOutput, counts bool) 
 // trioEpoch is how many operations one set of keys sees.
 const trioEpoch = 120
 
-func (r *recorder) trioWorker(ctx context.Context, c *Cluster, rng *rand.Rand, number *atomic.Int64) {
+// TrioWorker is one client that works on three keys at a time, until ctx ends.
+func (r *Recorder) TrioWorker(ctx context.Context, c Cluster, rng *rand.Rand, number *atomic.Int64) {
 	client := int(number.Add(1))
 	var seen trio
 	epoch := int64(-1)
 	for n := 0; ctx.Err() == nil; n++ {
-		if now := r.done.Load() / trioEpoch; now != epoch {
+		if now := r.Done.Load() / trioEpoch; now != epoch {
 			epoch, seen = now, trio{}
 		}
 		in := trioInput{epoch: epoch, key: rng.IntN(3), value: fmt.Sprintf("c%d-%d", client, n)}
@@ -223,7 +224,7 @@ func (r *recorder) trioWorker(ctx context.Context, c *Cluster, rng *rand.Rand, n
 		}
 		rctx, cancel := context.WithTimeout(ctx, 1500*time.Millisecond)
 		call := time.Since(r.start)
-		a, err := c.Do(rctx, c.Nodes[rng.IntN(len(c.Nodes))], trioRequest(in))
+		a, err := c.Do(rctx, rng.IntN(c.Nodes), trioRequest(in))
 		cancel()
 		out, counts := judgeTrio(in, a, err)
 		if !counts {
@@ -237,14 +238,4 @@ func (r *recorder) trioWorker(ctx context.Context, c *Cluster, rng *rand.Rand, n
 			seen = out.values
 		}
 	}
-}
-
-// TestLinearizableTransactions: transactions and reads of ranges over several keys,
-// range deletes and single writes among them, are one history.
-func TestLinearizableTransactions(t *testing.T) {
-	l := linearizable{faults: 9, enough: 1500, workers: 5, work: (*recorder).trioWorker, model: trios.ToModel()}
-	if testing.Short() {
-		l.faults, l.enough = 3, 250
-	}
-	l.check(t)
 }

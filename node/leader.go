@@ -14,12 +14,13 @@ import (
 
 const (
 	expiryPeriod = 200 * time.Millisecond
-	// expireBatch keys go at a time, and after a full batch expirePause passes: some 7 000
-	// keys a second. Small batches and pauses leave room for writes in between. After
-	// expireRun batches the other chores get their turn.
-	expireBatch   = 250
-	expirePause   = 30 * time.Millisecond
-	expireRun     = 6
+	// expireBatch keys go at a time, since writes wait while a batch is applied, and after a
+	// full batch expirePause passes. After expireRun batches the other chores get their turn.
+	expireBatch = 100
+	expirePause = 5 * time.Millisecond
+	// expireBurst is how many keys may fall due in a second and still end within one.
+	expireBurst   = 5000
+	expireRun     = 15
 	compactPeriod = 5 * time.Second
 	trimPeriod    = 30 * time.Second
 	roomPeriod    = 2 * time.Second
@@ -90,6 +91,7 @@ func (n *Node) runChores(ctx context.Context) {
 	defer room.Stop()
 	defer n.crowded.Store(false)
 	refused := 0
+	var behind backlog
 	n.chore("initialise the cluster", n.initCluster(ctx))
 	for {
 		select {
@@ -97,7 +99,7 @@ func (n *Node) runChores(ctx context.Context) {
 			return
 		case <-expiry.C:
 			n.chore("initialise the cluster", n.initCluster(ctx))
-			n.chore("expire keys", n.expire(ctx))
+			n.chore("expire keys", n.expire(ctx, &behind))
 		case <-compact.C:
 			n.chore("compact history", n.compact(ctx))
 		case <-room.C:
@@ -131,30 +133,48 @@ func (n *Node) initCluster(ctx context.Context) error {
 	return err
 }
 
+// backlog is how many keys were deleted since last there was nothing left to delete.
+type backlog int
+
+// pause is how long the next batch waits for the writes of others, after one that took so
+// long. Up to expireBurst keys a second the promise to be in time counts; what comes on top
+// must not slow writes down, so it takes a quarter of the time at most.
+func (b backlog) pause(took time.Duration) time.Duration {
+	if b <= expireBurst {
+		return expirePause
+	}
+	return max(2*expirePause, 3*took)
+}
+
 // expire deletes what is due, a bounded number of keys in each transaction.
-func (n *Node) expire(ctx context.Context) error {
+func (n *Node) expire(ctx context.Context, behind *backlog) error {
 	for range expireRun {
 		due, ok, err := n.fsm.NextExpiry()
 		if err != nil {
 			return err
 		}
 		if !ok || due > n.fsm.Stamp() {
+			*behind = 0
 			return nil
 		}
+		began := time.Now()
 		pctx, cancel := context.WithTimeout(ctx, choreTimeout)
 		r, err := n.propose(pctx, fsm.EncodeExpire(expireBatch), nil)
 		cancel()
 		if err != nil {
 			return err
 		}
-		if len(r.Txn.Ops) == 1 && r.Txn.Ops[0].Deleted == expireBatch {
-			timer := time.NewTimer(expirePause)
-			select {
-			case <-timer.C:
-			case <-ctx.Done():
-				timer.Stop()
-				return nil
-			}
+		if len(r.Txn.Ops) != 1 || r.Txn.Ops[0].Deleted < expireBatch {
+			*behind = 0
+			continue
+		}
+		*behind += expireBatch
+		timer := time.NewTimer(behind.pause(time.Since(began)))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
 		}
 	}
 	return nil

@@ -296,3 +296,34 @@ func TestServeRefusals(t *testing.T) {
 	}
 	refused("another id", "b", `"a"`)
 }
+
+// TestDevFolder: sett dev keeps to folders of its own, one at a time.
+func TestDevFolder(t *testing.T) {
+	dir := t.TempDir()
+	lock, err := takeDevFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := takeDevFolder(dir); err == nil || exitCode(err) == exitUsage {
+		t.Errorf("a folder in use: %v", err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if lock, err = takeDevFolder(dir); err != nil {
+		t.Fatalf("a folder of an earlier run: %v", err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	foreign := t.TempDir()
+	if err := os.WriteFile(filepath.Join(foreign, "file"), []byte("hi"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := takeDevFolder(foreign); exitCode(err) != exitUsage {
+		t.Errorf("a folder of something else: %v", err)
+	}
+	if entries, err := os.ReadDir(foreign); err != nil || len(entries) != 1 {
+		t.Errorf("it was changed: %v, %v", entries, err)
+	}
+}

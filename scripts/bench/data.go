@@ -220,13 +220,21 @@ func watchAll(ctx context.Context, n int, urls []string, query string) (told *at
 // writeExpiring measures puts while as many keys as were loaded expire at once.
 func writeExpiring(ctx context.Context, o options, urls []string) error {
 	m := measurement{op: put, urls: urls, clients: o.clients[len(o.clients)-1], options: o}
-	free := m.run(ctx)
-	ttl := 2*time.Minute + time.Duration(o.dataKeys/10_000)*time.Second
+	ttl := o.duration + time.Minute + time.Duration(o.dataKeys/10_000)*time.Second
 	at := time.Now().Add(ttl)
 	due := lines{"due/", fmt.Sprintf(`,"expires_at":%q`, at.UTC().Format(time.RFC3339Nano)), o.dataKeys, o.valueBytes}
 	if _, err := bulk(ctx, urls[0], due); err != nil {
 		return err
 	}
+	// Measured on the same data, once what the load left to do is done.
+	settled := time.NewTimer(time.Until(at) - o.duration - 5*time.Second)
+	defer settled.Stop()
+	select {
+	case <-settled.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	free := m.run(ctx)
 	timer := time.NewTimer(time.Until(at.Add(500 * time.Millisecond)))
 	defer timer.Stop()
 	select {

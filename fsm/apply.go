@@ -101,6 +101,7 @@ func (f *FSM) ApplyBatch(logs []Log) [][]Result {
 		if err = f.applyLocked(logs, out); err != nil {
 			f.fatal(err)
 		}
+		f.hear(start)
 	}
 	if err != nil {
 		for i := range out {

@@ -23,6 +23,9 @@ type Config struct {
 	// Store holds the database and the label of the last Raft snapshot. The caller
 	// closes it after Raft has stopped.
 	Store *snapshot.Store
+	// LiveAfter is the index of the last entry that was in the log when this process
+	// started.
+	LiveAfter uint64
 	// ServerID is written into labels.
 	ServerID string
 	Logger   *slog.Logger
@@ -58,6 +61,10 @@ type FSM struct {
 
 	// anchor is the leader's clock: cluster time at a monotonic instant.
 	anchor atomic.Pointer[clockAnchor]
+	// heard is the cluster's clock at a monotonic instant, as this node knows it. See
+	// Elapsed.
+	heard     atomic.Pointer[clockAnchor]
+	liveAfter uint64
 
 	// mu is held while entries are applied, and by whoever needs the state to stand
 	// still at an index.
@@ -126,7 +133,7 @@ func (f *FSM) Close() { f.hub.close() }
 // the small state of the label. Its cost does not grow with the data. ErrLostData
 // says that the store may not be used under this identity.
 func Open(cfg Config) (*FSM, error) {
-	f := &FSM{limits: defaultOnceLimits(), hub: newHub(), store: cfg.Store, serverID: cfg.ServerID, log: cfg.Logger, onFatal: cfg.OnFatal, phase: cfg.Phase}
+	f := &FSM{liveAfter: cfg.LiveAfter, limits: defaultOnceLimits(), hub: newHub(), store: cfg.Store, serverID: cfg.ServerID, log: cfg.Logger, onFatal: cfg.OnFatal, phase: cfg.Phase}
 	if f.phase == nil {
 		f.phase = func(string, bool) {}
 	}
@@ -479,11 +486,39 @@ func (f *FSM) Record(serverID string) (kv.MemberRecord, bool) {
 func (f *FSM) Records() []kv.MemberRecord { return sortedRecords(f.pub.Load().records) }
 
 // Lead starts the leader's clock: from now on Stamp advances from the cluster's
-// clock, or from at least if that is later. Follow stops it.
-func (f *FSM) Lead(atLeast time.Time) {
-	c := max(f.pub.Load().clock, millis(atLeast))
+// clock, as far as this node knows it. Follow stops it.
+func (f *FSM) Lead() {
+	c := f.pub.Load().clock
+	if now, ok := f.Elapsed(); ok {
+		c = max(c, millis(now))
+	}
 	f.anchor.Store(&clockAnchor{clock: c, at: time.Now()})
 }
+
+// Elapsed is the cluster's clock as it goes on from the newest entry that was stamped while
+// this process ran, by the monotonic clock. It is never ahead of the leader's that stamped
+// the entry, and behind by what it took to get here. ok is false if there was no such
+// entry.
+func (f *FSM) Elapsed() (now time.Time, ok bool) {
+	a := f.heard.Load()
+	if a == nil {
+		return time.Time{}, false
+	}
+	return timeOf(a.now()), true
+}
+
+// hear notes the clock of entries whose application began at a time. Those that were in the
+// log when this process started may have been stamped long ago.
+func (f *FSM) hear(began time.Time) {
+	if f.delivered <= f.liveAfter || f.small.clock == 0 {
+		return
+	}
+	if a := f.heard.Load(); a == nil || f.small.clock > a.now() {
+		f.heard.Store(&clockAnchor{clock: f.small.clock, at: began})
+	}
+}
+
+func (a *clockAnchor) now() uint64 { return a.clock + uint64(time.Since(a.at)/time.Millisecond) }
 
 // Follow stops the leader's clock: this node stamps no more entries.
 func (f *FSM) Follow() { f.anchor.Store(nil) }
@@ -495,7 +530,7 @@ func (f *FSM) Stamp() uint64 {
 	if a == nil {
 		return 0
 	}
-	return a.clock + uint64(time.Since(a.at)/time.Millisecond)
+	return a.now()
 }
 
 // Command makes the command of a client's transaction, as EncodeTxn does, born now.

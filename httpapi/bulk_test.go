@@ -250,6 +250,10 @@ func TestBulkSurvives(t *testing.T) {
 // What breaks a load off is told with how far it came; in doubt only if the last batch is.
 func TestBulkBreaksOff(t *testing.T) {
 	bothWays(t, func(t *testing.T, asked, leader *fixture) {
+		// An attempt whose answer nobody waits for any more may still be at work: what it reads
+		// is not changed under it.
+		var now atomic.Pointer[func() error]
+		leader.store.onTxn = func(context.Context, kv.Txn) (kv.TxnResult, error) { return kv.TxnResult{}, (*now.Load())() }
 		for name, c := range map[string]struct {
 			fail    error
 			status  int
@@ -262,13 +266,14 @@ func TestBulkBreaksOff(t *testing.T) {
 			"unknown":  {kv.Unknown(nil, "lost"), 504, kv.CodeOutcomeUnknown, kv.OutcomeUnknown},
 			"internal": {errSecret, 500, kv.CodeInternal, kv.OutcomeUnknown},
 		} {
-			var n atomic.Int32
-			leader.store.onTxn = func(context.Context, kv.Txn) (kv.TxnResult, error) {
+			fail, n := c.fail, new(atomic.Int32)
+			answer := func() error {
 				if n.Add(1) > 2 {
-					return kv.TxnResult{}, c.fail
+					return fail
 				}
-				return kv.TxnResult{}, errGoOn
+				return errGoOn
 			}
+			now.Store(&answer)
 			lines := strings.Repeat(`{"delete":"a"}`+"\n", batchLines)
 			var in strings.Builder
 			for range 4 {

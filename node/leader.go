@@ -25,6 +25,8 @@ const (
 	trimPeriod    = 30 * time.Second
 	roomPeriod    = 2 * time.Second
 	choreTimeout  = 10 * time.Second
+	// restartSlack is how far the clock stays behind the wall clocks after a start of all nodes.
+	restartSlack = 500 * time.Millisecond
 	// clockAlarm is how far a node's wall clock may be from the cluster clock.
 	clockAlarm = time.Second
 )
@@ -50,15 +52,15 @@ func (n *Node) leadership(leads bool, term uint64) {
 		n.log.Info("leadership ended", "term", term)
 		return
 	}
-	n.fsm.Lead(time.Time{})
+	n.fsm.Lead()
 	n.log.Info("this node leads", "term", term)
 	var ctx context.Context
 	ctx, n.chores.cancel = context.WithCancel(n.life)
 	n.chores.wg.Go(func() { n.runChores(ctx) })
 }
 
-// leaderCommand makes a new leader's first command: it moves the cluster clock to the
-// median of a voter majority's wall clocks, forwards only (Invariant 14).
+// leaderCommand makes a new leader's first command: it says where the cluster clock goes
+// on, forwards only (Invariant 14), once a majority of the voters has told its wall clock.
 func (n *Node) leaderCommand(ctx context.Context, _ uint64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -74,7 +76,22 @@ func (n *Node) leaderCommand(ctx context.Context, _ uint64) ([]byte, error) {
 	if d := clocks[len(clocks)-1].Sub(clocks[0]); d > clockAlarm {
 		n.log.Error("the voters' clocks differ: set them right, with NTP for instance", "difference", d, "own_difference", n.wallClock().Sub(median))
 	}
-	return fsm.EncodeLead(n.identity.ServerID, median), nil
+	return fsm.EncodeLead(n.identity.ServerID, n.clusterTime(median)), nil
+}
+
+// clusterTime is where the cluster's clock goes on under this leader. If this node was there
+// before, that is what has passed since by its monotonic clock: a jump to the wall clocks
+// would end keys early by what the clock had lost at earlier changes of leader. If all nodes
+// were down only the wall clocks know for how long, and the clock stays behind them by more
+// than it can have lost.
+func (n *Node) clusterTime(median time.Time) time.Time {
+	if now, ok := n.fsm.Elapsed(); ok {
+		return now
+	}
+	if n.fsm.Info().Revision == 0 {
+		return median
+	}
+	return median.Add(-restartSlack)
 }
 
 func (n *Node) wallClock() time.Time {

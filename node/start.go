@@ -162,7 +162,8 @@ func (n *Node) openAll() error {
 	if err != nil {
 		return err
 	}
-	n.fsm, err = fsm.Open(fsm.Config{Store: n.store, ServerID: n.identity.ServerID, Logger: n.log.With("component", "fsm"), OnFatal: n.fatal, Phase: n.metrics.phase})
+	_, last := n.logs.Bounds()
+	n.fsm, err = fsm.Open(fsm.Config{Store: n.store, LiveAfter: last, ServerID: n.identity.ServerID, Logger: n.log.With("component", "fsm"), OnFatal: n.fatal, Phase: n.metrics.phase})
 	if err != nil {
 		return err
 	}

@@ -721,3 +721,49 @@ func TestPins(t *testing.T) {
 		t.Errorf("%d pins after a restart", len(m.small.pins))
 	}
 }
+
+// TestElapsed: the clock goes on from what was stamped while this process ran, and from
+// nothing that was in the log before.
+func TestElapsed(t *testing.T) {
+	m := newMachine(t)
+	if _, ok := m.Elapsed(); ok {
+		t.Error("a new machine has heard of no time")
+	}
+	at := func(stamp uint64) { m.ApplyBatch([]Log{m.entry(stamp, mustTxnCommand(t, put("a", "1")))}) }
+	at(5000)
+	first, ok := m.Elapsed()
+	if !ok || first.Before(timeOf(5000)) {
+		t.Errorf("%v, %v", first, ok)
+	}
+	at(4000) // never back
+	if now, ok := m.Elapsed(); !ok || now.Before(first) {
+		t.Errorf("%v after %v", now, first)
+	}
+	if err := m.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m.open()
+	m.liveAfter = m.index
+	m.redeliver()
+	if now, ok := m.Elapsed(); ok {
+		t.Errorf("what was in the log says that it is %v", now)
+	}
+	at(9000)
+	if now, ok := m.Elapsed(); !ok || now.Before(timeOf(9000)) {
+		t.Errorf("%v, %v", now, ok)
+	}
+	m.Lead()
+	defer m.Follow()
+	if s := m.Stamp(); s < 9000 || s > 9000+uint64(time.Minute/time.Millisecond) {
+		t.Errorf("a leader begins at %d", s)
+	}
+}
+
+func mustTxnCommand(t *testing.T, ops ...kv.Op) []byte {
+	t.Helper()
+	cmd, err := EncodeTxn(kv.Txn{Then: ops}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cmd
+}

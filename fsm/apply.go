@@ -294,7 +294,7 @@ func (f *FSM) evaluate(b **batch, body []byte) (t *txn, res Result, err error) {
 		return nil, Result{}, err
 	}
 	r.Revision = f.rev
-	if len(t.changed()) == 0 {
+	if !t.changes() {
 		t.unmade(&r, f.rev)
 	}
 	return t, Result{Txn: r}, nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -404,9 +405,16 @@ func (t *txn) unmade(r *kv.TxnResult, decided kv.Revision) {
 func (t *txn) changed() []string {
 	out := t.order[:0:0]
 	for _, k := range t.order {
-		if p := t.keys[k]; p.touched && (p.old != nil || p.cur != nil) {
+		if t.keys[k].changed() {
 			out = append(out, k)
 		}
 	}
 	return out
 }
+
+// changes says whether there are any.
+func (t *txn) changes() bool {
+	return slices.ContainsFunc(t.order, func(k string) bool { return t.keys[k].changed() })
+}
+
+func (p *pending) changed() bool { return p.touched && (p.old != nil || p.cur != nil) }

@@ -295,7 +295,7 @@ func (f *FSM) applyOnce(b **batch, pos position, cmd []byte) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	changes := t != nil && len(t.changed()) > 0
+	changes := t != nil && t.changes()
 	if changes {
 		res.Txn.Revision = t.rev
 	}

@@ -316,6 +316,15 @@ func TestDevFolder(t *testing.T) {
 	if err := lock.Close(); err != nil {
 		t.Fatal(err)
 	}
+	older := t.TempDir()
+	if err := os.WriteFile(filepath.Join(older, devPlanName), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if lock, err = takeDevFolder(older); err != nil {
+		t.Errorf("a folder from before there was a lock: %v", err)
+	} else if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
 	foreign := t.TempDir()
 	if err := os.WriteFile(filepath.Join(foreign, "file"), []byte("hi"), 0o600); err != nil {
 		t.Fatal(err)

@@ -24,6 +24,9 @@ type devPlan struct {
 	Nodes  []devNode `json:"nodes"`
 }
 
+// devPlanName is the file that holds the plan.
+const devPlanName = "dev.json"
+
 // devLockName is the first file in the folder, and held while a cluster runs there.
 const devLockName = "dev.lock"
 
@@ -47,7 +50,8 @@ func takeDevFolder(dir string) (*flock.Flock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look at the data folder: %w", err)
 	}
-	ours := slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == devLockName })
+	// Before there was a lock the plan was the first file.
+	ours := slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == devLockName || e.Name() == devPlanName })
 	if len(entries) > 0 && !ours {
 		return nil, usagef("%s is not empty and holds no cluster of sett dev: name an empty folder, or one that does not exist", dir)
 	}
@@ -64,7 +68,7 @@ func takeDevFolder(dir string) (*flock.Flock, error) {
 // planDev makes the plan for a start in dir: what the folder holds, with ports that
 // are free, else a new one.
 func planDev(dir string, o devOptions) (devPlan, error) {
-	file := filepath.Join(dir, "dev.json")
+	file := filepath.Join(dir, devPlanName)
 	plan, err := readDevPlan(file)
 	if err != nil {
 		return plan, err

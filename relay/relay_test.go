@@ -173,6 +173,7 @@ func TestNobodyThere(t *testing.T) {
 // proposal opens another.
 func TestLostAnswer(t *testing.T) {
 	arrived, release := make(chan struct{}), make(chan struct{})
+	defer close(release) // whatever becomes of the test: the server waits for its handlers
 	g := newRig(t, func(_ context.Context, cmd []byte) (relay.Answer, error) {
 		if string(cmd) == "held" {
 			close(arrived)
@@ -195,7 +196,6 @@ func TestLostAnswer(t *testing.T) {
 	if _, err := g.client.Propose(ctx, g.addr, []byte("again")); err != nil || g.dials.Load() != 2 {
 		t.Fatalf("after the cut, %d connections: %v", g.dials.Load(), err)
 	}
-	close(release)
 }
 
 // TestTimeIsUp: the caller's time ends its wait, and the leader was told.

@@ -502,6 +502,7 @@ func TestWatchBigRevision(t *testing.T) {
 	m.mustTxn(put("b/after", "x"))
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
+	m.hub.crowd = 0 // it has to wait its turn, and progress is due each time
 	w, err := m.Watch(kv.Watch{Range: kv.PrefixRange(""), From: r.Revision, Previous: true, Progress: time.Nanosecond})
 	if err != nil {
 		t.Fatal(err)

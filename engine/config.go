@@ -39,6 +39,10 @@ const (
 	maxPendingBytes   = 8 << 20
 )
 
+// packedBlockBytes is the size of a table's block that is compressed or encrypted, and so unpacked whole for
+// every key that is read from it and not in the block cache.
+const packedBlockBytes = 16 << 10
+
 // Config says how to open an Engine. Zero values mean the defaults given here, which
 // fit a container of 512 MiB. Sizes are in bytes.
 type Config struct {
@@ -207,6 +211,9 @@ func (c Config) options() badger.Options {
 		WithSyncWrites(c.SyncWrites).
 		WithBlockCacheSize(c.BlockCacheBytes).
 		WithIndexCacheSize(c.IndexCacheBytes)
+	if c.Compression != "none" || len(c.EncryptionKey) > 0 {
+		o = o.WithBlockSize(packedBlockBytes)
+	}
 	switch c.Compression {
 	case "snappy":
 		o = o.WithCompression(options.Snappy)

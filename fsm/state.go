@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 
 	"github.com/settkv/sett/kv"
 )
@@ -46,7 +47,8 @@ type small struct {
 type stagedCommand struct {
 	first uint64 // log index of its first chunk
 	next  uint64 // sequence number expected
-	data  []byte
+	parts [][]byte
+	size  int // of all parts, in bytes
 }
 
 func newSmall() *small {
@@ -74,7 +76,7 @@ func (s *small) enter(index, term, stamp uint64) {
 	}
 }
 
-// stage adds a chunk. With the last one it returns the whole command; ok is false
+// stage adds a chunk, whose bytes it keeps until the command is whole. With the last one it returns the whole command; ok is false
 // if an earlier chunk is missing, and the command is then dropped.
 func (s *small) stage(index uint64, en *entry) (cmd []byte, ok bool) {
 	st := s.staged[en.chunkID]
@@ -86,18 +88,19 @@ func (s *small) stage(index uint64, en *entry) (cmd []byte, ok bool) {
 		s.staged[en.chunkID] = st
 		s.stagedOrder = append(s.stagedOrder, en.chunkID)
 	}
-	if st.next != en.chunkSeq || len(st.data)+len(en.chunk) > MaxCommandBytes {
+	if st.next != en.chunkSeq || st.size+len(en.chunk) > MaxCommandBytes {
 		s.unstage(en.chunkID)
 		return nil, false
 	}
 	st.next++
-	st.data = append(st.data, en.chunk...)
+	st.parts = append(st.parts, en.chunk)
+	st.size += len(en.chunk)
 	s.stagedBytes += len(en.chunk)
 	if !en.chunkLast {
 		return nil, true
 	}
 	s.unstage(en.chunkID)
-	return st.data, true
+	return slices.Concat(st.parts...), true
 }
 
 func (s *small) unstage(id uint64) {
@@ -106,7 +109,7 @@ func (s *small) unstage(id uint64) {
 		return
 	}
 	delete(s.staged, id)
-	s.stagedBytes -= len(st.data)
+	s.stagedBytes -= st.size
 	for i, v := range s.stagedOrder {
 		if v == id {
 			s.stagedOrder = append(s.stagedOrder[:i:i], s.stagedOrder[i+1:]...)
@@ -161,7 +164,10 @@ func (s *small) encode(t totals, g *digest) []byte {
 		e.uvarint(id)
 		e.uvarint(st.first)
 		e.uvarint(st.next)
-		e.bytes(st.data)
+		e.uvarint(uint64(st.size))
+		for _, p := range st.parts {
+			e.b = append(e.b, p...)
+		}
 	}
 	waiting := s.waiting
 	if mutantWaitingDropped {
@@ -202,10 +208,12 @@ func decodeSmall(b []byte) (s *small, t totals, g *digest, err error) {
 	n := d.count(4)
 	for range n {
 		id := d.uvarint()
-		st := &stagedCommand{first: d.uvarint(), next: d.uvarint(), data: append([]byte(nil), d.bytes()...)}
+		st := &stagedCommand{first: d.uvarint(), next: d.uvarint()}
+		part := append([]byte(nil), d.bytes()...)
+		st.parts, st.size = [][]byte{part}, len(part)
 		s.staged[id] = st
 		s.stagedOrder = append(s.stagedOrder, id)
-		s.stagedBytes += len(st.data)
+		s.stagedBytes += st.size
 	}
 	n = d.count(2)
 	for range n {

@@ -225,7 +225,7 @@ func TestRecoveryMemtable(t *testing.T) {
 		if err := errors.Join(f.Truncate(c.vlog), f.Close()); err != nil {
 			t.Fatal(err)
 		}
-		o, err := recoveryOptions(BaseOptions(dir, c.table, Logger(nil, "")).WithNumMemtables(c.memtables))
+		o, err := recoveryOptions(BaseOptions(dir, c.table, Logger(nil, "")).WithMaxTableSize(c.table).WithNumMemtables(c.memtables))
 		if err != nil {
 			t.Fatal(err)
 		}

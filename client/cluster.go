@@ -108,11 +108,12 @@ func (c *Client) Transfer(ctx context.Context, to string) (string, error) {
 }
 
 // SetSettings changes the cluster settings, all of them.
-func (c *Client) SetSettings(ctx context.Context, s kv.ClusterSettings) error {
+func (c *Client) SetSettings(ctx context.Context, s kv.ClusterSettings, o OnceOptions) error {
 	r, err := change(http.MethodPut, "/v1/cluster/settings", encodeSettings(s))
 	if err != nil {
 		return err
 	}
+	r.setOnce(o.IdempotencyKey)
 	return c.call(ctx, r, nil)
 }
 

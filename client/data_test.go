@@ -76,20 +76,20 @@ func TestDataRequests(t *testing.T) {
 			return err
 		}, `{}`, "DELETE /v1/kv all=true&atomic=1", true},
 		{"compact", func(c *client.Client) error {
-			r, err := c.Compact(ctx, 9)
+			r, err := c.Compact(ctx, 9, client.OnceOptions{})
 			if !reflect.DeepEqual(r, kv.Compaction{To: 7, HeldBy: []string{"p1"}}) {
 				return fmt.Errorf("%+v", r)
 			}
 			return err
-		}, `{"compacted_to":7,"held_by":["p1"]}`, `POST /v1/compact  {"revision":9}`, false},
+		}, `{"compacted_to":7,"held_by":["p1"]}`, `POST /v1/compact  {"revision":9}`, true},
 		{"pin", func(c *client.Client) error {
-			r, err := c.Pin(ctx, 9, time.Hour)
+			r, err := c.Pin(ctx, 9, time.Hour, client.OnceOptions{})
 			if r.ID != "p1" || r.Revision != 9 || !r.ExpiresAt.Equal(time.Unix(1, 0)) {
 				return fmt.Errorf("%+v", r)
 			}
 			return err
-		}, `{"id":"p1","revision":9,"expires_at":"1970-01-01T00:00:01Z"}`, `POST /v1/pins  {"revision":9,"ttl":"1h0m0s"}`, false},
-		{"unpin", func(c *client.Client) error { return c.Unpin(ctx, "p/1") }, "", "DELETE /v1/pins/p%2F1", false},
+		}, `{"id":"p1","revision":9,"expires_at":"1970-01-01T00:00:01Z"}`, `POST /v1/pins  {"revision":9,"ttl":"1h0m0s"}`, true},
+		{"unpin", func(c *client.Client) error { return c.Unpin(ctx, "p/1", client.OnceOptions{}) }, "", "DELETE /v1/pins/p%2F1", true},
 		{"raw transaction", func(c *client.Client) error {
 			out, err := c.TxnJSON(ctx, []byte(`{"then":[]}`), "")
 			if string(out) != `{"x":1}` {

@@ -223,14 +223,14 @@ func ExampleClient_Pin() {
 	defer c.Close()
 	ctx := context.Background()
 
-	pin, err := c.Pin(ctx, 9, time.Hour)
+	pin, err := c.Pin(ctx, 9, time.Hour, client.OnceOptions{})
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
 	// What is read at revision 9 stays there for an hour, or until this.
-	defer func() { fmt.Println(c.Unpin(ctx, pin.ID)) }()
-	compaction, err := c.Compact(ctx, 20)
+	defer func() { fmt.Println(c.Unpin(ctx, pin.ID, client.OnceOptions{})) }()
+	compaction, err := c.Compact(ctx, 20, client.OnceOptions{})
 	fmt.Println("compacted to", compaction.To, "held by", compaction.HeldBy, err)
 	// Output:
 	// compacted to 9 held by [p1] <nil>

@@ -85,7 +85,7 @@ func TestRequests(t *testing.T) {
 			return err
 		}, answerWith(200, `{"leader":"n3"}`), `POST /v1/cluster/transfer  Content-Type:application/json {}`},
 		{"settings", func(c *client.Client) error {
-			return c.SetSettings(t.Context(), kv.ClusterSettings{HistoryRetention: time.Hour, MaxKeyBytes: 1})
+			return c.SetSettings(t.Context(), kv.ClusterSettings{HistoryRetention: time.Hour, MaxKeyBytes: 1}, client.OnceOptions{})
 		}, answerWith(200, "{}"), `PUT /v1/cluster/settings  Content-Type:application/json {"history_retention":"1h0m0s","history_retention_bytes":0,"max_key_bytes":1,"max_value_bytes":0,"max_request_bytes":0}`},
 		{"snapshot", func(c *client.Client) error {
 			index, err := c.Snapshot(t.Context())

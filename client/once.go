@@ -18,6 +18,12 @@ const (
 // in that time: a repeat that came later could be done a second time.
 const onceBudget = kv.OnceWindow - 2*time.Minute
 
+// OnceOptions are those of changes that take no others.
+type OnceOptions struct {
+	// IdempotencyKey is as in WriteOptions.
+	IdempotencyKey string
+}
+
 // setOnce gives r an idempotency key, a random one if key is empty.
 func (r *request) setOnce(key string) {
 	if key == "" {

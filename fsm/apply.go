@@ -200,28 +200,10 @@ func (f *FSM) applyCommand(b **batch, pos position, cmd []byte) (Result, error) 
 			return Result{}, nil
 		}
 		return f.applyExpire(b, pos, body)
-	case cmdCompact:
-		d := decoder{b: body}
-		rev := kv.Revision(d.uvarint())
-		if err := d.end(); err != nil {
-			return Result{}, fmt.Errorf("decode compact: %w", err)
-		}
-		r := Result{Txn: kv.TxnResult{Succeeded: true, Revision: f.rev}}
-		r.Compaction = f.small.compactTo(rev)
-		return r, nil
-	case cmdPin:
-		d := decoder{b: body}
-		rev, ttl := kv.Revision(d.uvarint()), d.uvarint()
-		if err := d.end(); err != nil {
-			return Result{}, fmt.Errorf("decode pin: %w", err)
-		}
-		r := Result{Txn: kv.TxnResult{Succeeded: true, Revision: f.rev}}
-		r.Pin, r.Err = f.small.pin(pos, rev, ttl)
-		return r, nil
-	case cmdUnpin:
-		if !f.small.unpin(string(body)) {
-			return Result{Err: kv.NotApplied(kv.CodeNotFound, "there is no such pin; it may have ended by itself"), Txn: kv.TxnResult{Revision: f.rev}}, nil
-		}
+	case cmdKeyed:
+		return f.applyKeyed(pos, body)
+	case cmdSettings, cmdCompact, cmdPin, cmdUnpin:
+		return f.applySmall(pos, kind, body)
 	case cmdLead:
 		var c leadCommand
 		if err := json.Unmarshal(body, &c); err != nil {
@@ -237,12 +219,6 @@ func (f *FSM) applyCommand(b **batch, pos position, cmd []byte) (Result, error) 
 		if f.small.clusterID == "" {
 			f.small.clusterID, f.small.clusterName, f.small.settings = c.ClusterID, c.ClusterName, c.Settings
 		}
-	case cmdSettings:
-		var s kv.ClusterSettings
-		if err := json.Unmarshal(body, &s); err != nil {
-			return Result{}, fmt.Errorf("decode settings: %w", err)
-		}
-		f.small.settings = s
 	case cmdMember:
 		var r kv.MemberRecord
 		if err := json.Unmarshal(body, &r); err != nil {
@@ -258,6 +234,40 @@ func (f *FSM) applyCommand(b **batch, pos position, cmd []byte) (Result, error) 
 		return Result{}, fmt.Errorf("command kind %d: %w", kind, kv.ErrUnknownVersion)
 	}
 	return Result{Txn: kv.TxnResult{Succeeded: true, Revision: f.rev}}, nil
+}
+
+// applySmall applies a command that somebody may give an idempotency key and that changes the small
+// state. What it decides depends on nothing else (Invariant 11).
+func (f *FSM) applySmall(pos position, kind byte, body []byte) (Result, error) {
+	r := Result{Txn: kv.TxnResult{Succeeded: true, Revision: f.rev}}
+	d := decoder{b: body}
+	switch kind {
+	case cmdSettings:
+		var s kv.ClusterSettings
+		if err := json.Unmarshal(body, &s); err != nil {
+			return Result{}, fmt.Errorf("decode settings: %w", err)
+		}
+		f.small.settings, r.Settings = s, s
+	case cmdCompact:
+		rev := kv.Revision(d.uvarint())
+		if err := d.end(); err != nil {
+			return Result{}, fmt.Errorf("decode compact: %w", err)
+		}
+		r.Compaction = f.small.compactTo(rev)
+	case cmdPin:
+		rev, ttl := kv.Revision(d.uvarint()), d.uvarint()
+		if err := d.end(); err != nil {
+			return Result{}, fmt.Errorf("decode pin: %w", err)
+		}
+		r.Pin, r.Err = f.small.pin(pos, rev, ttl)
+	case cmdUnpin:
+		if !f.small.unpin(string(body)) {
+			r.Err = kv.NotApplied(kv.CodeNotFound, "there is no such pin; it may have ended by itself")
+		}
+	default:
+		return Result{}, fmt.Errorf("command kind %d with an idempotency key: %w", kind, kv.ErrUnknownVersion)
+	}
+	return r, nil
 }
 
 func (f *FSM) applyTxn(b **batch, pos position, body []byte) (Result, error) {

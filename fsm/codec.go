@@ -36,6 +36,7 @@ const (
 	cmdOnce     = 8 // a client's transaction with an idempotency key
 	cmdPin      = 9 // hold history
 	cmdUnpin    = 10
+	cmdKeyed    = 11 // one of cmdSettings, cmdCompact, cmdPin, cmdUnpin with an idempotency key
 )
 
 // MaxCommandBytes bounds one command, staged or not. It is a constant of the
@@ -262,10 +263,7 @@ func EncodeTxn(t kv.Txn, born uint64) ([]byte, error) {
 		e.byte(cmdTxn)
 	} else {
 		e.byte(cmdOnce)
-		h := hashOnce(t.Once.Key)
-		e.b = append(e.b, h[:]...)
-		e.b = append(e.b, t.Once.Request[:onceHashBytes]...)
-		e.uvarint(born)
+		e.once(t.Once, born)
 	}
 	e.txn(&t)
 	if len(e.b) > MaxCommandBytes {

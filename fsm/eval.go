@@ -18,9 +18,10 @@ import (
 type Result struct {
 	Txn kv.TxnResult
 	Err *kv.Error
-	// Pin and Compaction answer the commands of those names.
+	// Pin, Compaction and Settings answer the commands of those names.
 	Pin        kv.Pin
 	Compaction kv.Compaction
+	Settings   kv.ClusterSettings
 	// Took is how long this node spent on the delivery that the command was part of;
 	// for people, and not part of the state.
 	Took time.Duration

@@ -10,6 +10,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -719,6 +720,106 @@ func TestPins(t *testing.T) {
 	m.restart()
 	if len(m.small.pins) != maxPins || m.small.pins[0].Expires != 3000+uint64(kv.MaxPinTTL/time.Millisecond) {
 		t.Errorf("%d pins after a restart", len(m.small.pins))
+	}
+}
+
+// TestKeyed: what is decided about small state under an idempotency key is decided once, also by a machine
+// that gets the log again with its data and its clock already further.
+func TestKeyed(t *testing.T) {
+	m := newMachine(t)
+	for i := range 9 {
+		m.mustTxn(put("k", fmt.Sprint(i)))
+	}
+	born := uint64(1000)
+	once := func(key, request string) kv.Once {
+		o := kv.Once{Key: key}
+		copy(o.Request[:], request)
+		return o
+	}
+	at := func(stamp uint64, cmd []byte) Result { return m.ApplyBatch([]Log{m.entry(stamp, cmd)})[0][0] }
+	code := func(r Result) kv.Code {
+		if r.Err == nil {
+			return ""
+		}
+		return r.Err.Code
+	}
+	settings := kv.ClusterSettings{HistoryRetention: time.Minute, MaxKeyBytes: 7}
+	pinned := at(1000, EncodeKeyed(once("pin", "a"), born, EncodePin(4, time.Hour)))
+	steps := []struct {
+		name string
+		cmd  []byte
+		want Result
+	}{
+		{"pin", EncodeKeyed(once("pin", "a"), born, EncodePin(4, time.Hour)), Result{Pin: pinned.Pin}},
+		{"compact", EncodeKeyed(once("compact", "a"), born, EncodeCompact(8)), Result{Compaction: kv.Compaction{To: 4, HeldBy: []string{pinned.Pin.ID}}}},
+		{"settings", EncodeKeyed(once("settings", "a"), born, EncodeSettings(settings)), Result{Settings: settings}},
+		{"unpin", EncodeKeyed(once("unpin", "a"), born, EncodeUnpin(pinned.Pin.ID)), Result{}},
+		{"unpin none", EncodeKeyed(once("none", "a"), born, EncodeUnpin("none")), Result{Err: &kv.Error{Code: kv.CodeNotFound}}},
+	}
+	check := func(when string, stamp uint64, replayed bool) {
+		t.Helper()
+		for _, s := range steps {
+			r := at(stamp, s.cmd)
+			if r.Txn.Replayed != (replayed || s.name == "pin") {
+				t.Errorf("%s, %s: replayed is %v", when, s.name, r.Txn.Replayed)
+			}
+			if r.Pin != s.want.Pin || !reflect.DeepEqual(r.Compaction, s.want.Compaction) || r.Settings != s.want.Settings || code(r) != code(s.want) {
+				t.Errorf("%s, %s: %+v, want %+v", when, s.name, r, s.want)
+			}
+		}
+	}
+	check("first", 2000, false)
+	at(2000, EncodeSettings(kv.ClusterSettings{MaxKeyBytes: 9}))
+	check("again", 3000, true)
+	if m.small.settings.MaxKeyBytes != 9 || len(m.small.pins) != 0 {
+		t.Errorf("a repeat has changed something: %+v, %d pins", m.small.settings, len(m.small.pins))
+	}
+	if r := at(3000, EncodeKeyed(once("pin", "b"), born, EncodePin(4, time.Hour))); code(r) != kv.CodeConflict {
+		t.Errorf("another pin: %+v", r)
+	}
+	if _, err := m.txn(kv.Txn{Then: []kv.Op{put("x", "")}, Once: once("pin", "a")}); kv.AsError(err).Code != kv.CodeConflict {
+		t.Errorf("a transaction: %v", err)
+	}
+	if r := at(3000, EncodeKeyed(once("gone", "a"), born, EncodePin(3, time.Hour))); code(r) != kv.CodeCompacted {
+		t.Errorf("%+v", r)
+	}
+	if r := at(3000, EncodeKeyed(once("gone", "a"), born, EncodePin(5, time.Hour))); r.Err != nil || r.Txn.Replayed {
+		t.Errorf("what may succeed later was remembered: %+v", r)
+	}
+
+	// Data and clock go on past the window before the log comes again.
+	late := 3000 + onceKeep
+	if r := at(late, EncodeKeyed(once("late", "a"), born, EncodePin(9, time.Hour))); code(r) != kv.CodeTimeout {
+		t.Errorf("too late: %+v", r)
+	}
+	fresh := at(late, EncodeKeyed(once("pin", "b"), late, EncodePin(9, time.Hour)))
+	if fresh.Err != nil || fresh.Txn.Replayed {
+		t.Fatalf("after the window: %+v", fresh)
+	}
+	m.mustTxn(put("k", "last"))
+	pins := slices.Clone(m.small.pins)
+	for _, again := range []func(){m.restart, func() { m.snapshot(); m.restart() }} {
+		again()
+		if !slices.Equal(m.small.pins, pins) || m.small.settings.MaxKeyBytes != 9 {
+			t.Fatalf("after a restart: %+v, %+v", m.small.pins, m.small.settings)
+		}
+		if r := at(late, EncodeKeyed(once("pin", "b"), late, EncodePin(9, time.Hour))); r.Pin != fresh.Pin || !r.Txn.Replayed {
+			t.Fatalf("after a restart: %+v", r)
+		}
+	}
+
+	// A full table refuses, and forgets nothing early.
+	free := maxKeyed - len(m.small.keyedList)
+	for i := range free {
+		if r := at(late, EncodeKeyed(once(fmt.Sprint(i), ""), late, EncodeUnpin("none"))); code(r) != kv.CodeNotFound {
+			t.Fatalf("%d: %+v", i, r)
+		}
+	}
+	if r := at(late, EncodeKeyed(once("more", ""), late, EncodeUnpin("none"))); code(r) != kv.CodeOverloaded {
+		t.Errorf("%+v", r)
+	}
+	if r := at(late+onceKeep, EncodeKeyed(once("more", ""), late+onceKeep, EncodeUnpin("none"))); code(r) != kv.CodeNotFound || r.Txn.Replayed || len(m.small.keyedBy) != 1 {
+		t.Errorf("%+v, %d remembered", r, len(m.small.keyedBy))
 	}
 }
 

@@ -70,6 +70,10 @@ func TestFormatsAreGolden(t *testing.T) {
 	refused := Result{Err: kv.NotApplied(kv.CodeConflict, "no"), Txn: kv.TxnResult{Revision: 8}}
 	state := sha256.Sum256(s.encode(totals{keys: 8, written: 99, once: onceTable{1, 2, 3, 4}}, g))
 
+	s.keep(&keyedOutcome{Hash: waits.hash, Request: waits.request, Decided: 1234, Answer: []byte(`{"pin":{"ID":"pin-7-1"}}`)})
+	keyedState := s.encode(totals{keys: 8, written: 99, once: onceTable{1, 2, 3, 4}}, g)
+	keyedSum := sha256.Sum256(keyedState)
+
 	var out bytes.Buffer
 	for _, row := range []struct {
 		name string
@@ -82,6 +86,7 @@ func TestFormatsAreGolden(t *testing.T) {
 		{"result", EncodeResult(&result)},
 		{"error", EncodeResult(&refused)},
 		{"outcome key", outcomeKey(waits.hash)}, {"outcome piece key", outcomePieceKey(waits.hash, 258)}, {"outcome group key", groupKey(258)},
+		{"keyed", EncodeKeyed(kv.Once{Key: "key", Request: sha256.Sum256([]byte("request"))}, 1_700_000_000_000, EncodePin(3, time.Hour))},
 		{"chunk", encodeChunk(5, 0x1122334455667788, 3, true, []byte("part"))},
 		{"init", EncodeInit("c-1", "sett", kv.ClusterSettings{HistoryRetention: time.Hour, MaxKeyBytes: 4096})},
 		{"lead", EncodeLead("s-1", time.UnixMilli(1_700_000_000_000))},
@@ -92,6 +97,7 @@ func TestFormatsAreGolden(t *testing.T) {
 		{"event", final},
 		{"event with checkpoint, sha256", sum[:]},
 		{"state, sha256", state[:]},
+		{"state with a keyed outcome, sha256", keyedSum[:]},
 		{"data key", dataKey("k/\x00")}, {"piece key", pieceKey("k", 258)}, {"event key", eventKey(258, finalPart)}, {"expiry key", expiryKey(258, "k")},
 	} {
 		fmt.Fprintf(&out, "%s: %s\n", row.name, hex.EncodeToString(row.b))
@@ -140,7 +146,7 @@ func TestFormatsAreGolden(t *testing.T) {
 	}
 	back, tot, g2, err := decodeSmall(s.encode(totals{8, 99, onceTable{}}, g))
 	if err != nil || tot != (totals{8, 99, onceTable{}}) || !g2.equal(g) || back.clusterID != "c-1" || back.records["s-1"].ID != "n1" || string(slices.Concat(back.staged[11].parts...)) != "part" ||
-		!reflect.DeepEqual(back.pins, s.pins) || !reflect.DeepEqual(back.waiting, s.waiting) || back.waitingBytes != s.waitingBytes {
+		!reflect.DeepEqual(back.pins, s.pins) || !reflect.DeepEqual(back.keyedList, s.keyedList) || len(back.keyedBy) != 1 || back.keyedBytes != s.keyedBytes || !reflect.DeepEqual(back.waiting, s.waiting) || back.waitingBytes != s.waitingBytes {
 		t.Errorf("state %+v: %v", back, err)
 	}
 }

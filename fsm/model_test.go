@@ -30,7 +30,20 @@ type model struct {
 	past   map[kv.Revision]map[string]kv.Item
 	once   map[string]modelOutcome
 	pins   []kv.Pin
+	keyed  map[string]modelKeyed
 	oldest kv.Revision
+}
+
+// modelKeyed is what is remembered of a pin with an idempotency key.
+type modelKeyed struct {
+	request [32]byte
+	decided uint64
+	pin     kv.Pin
+}
+
+func (o *model) keyedLive(key string) (modelKeyed, bool) {
+	k, ok := o.keyed[key]
+	return k, ok && k.decided+onceKeep > o.clock
 }
 
 type modelOutcome struct {
@@ -41,12 +54,15 @@ type modelOutcome struct {
 }
 
 func newModel() *model {
-	return &model{clock: 1_000_000, keys: map[string]kv.Item{}, past: map[kv.Revision]map[string]kv.Item{0: {}}, once: map[string]modelOutcome{}}
+	return &model{clock: 1_000_000, keys: map[string]kv.Item{}, past: map[kv.Revision]map[string]kv.Item{0: {}}, once: map[string]modelOutcome{}, keyed: map[string]modelKeyed{}}
 }
 
 // txn decides about a transaction. A code other than "" is the error it ends with.
 func (o *model) txn(tx kv.Txn) (kv.TxnResult, kv.Code) {
 	if k := tx.Once.Key; k != "" {
+		if _, live := o.keyedLive(k); live {
+			return kv.TxnResult{Revision: o.rev}, kv.CodeConflict
+		}
 		if was, ok := o.once[k]; ok && was.decided+onceKeep > o.clock {
 			if was.request != tx.Once.Request {
 				return kv.TxnResult{Revision: o.rev}, kv.CodeConflict
@@ -497,6 +513,51 @@ func (r *modelRun) event() {
 		}
 	case 8:
 		m.install(r.t)
+	case 9, 10:
+		r.keyedPin()
+	}
+	var have []string
+	for _, p := range m.small.pins {
+		have = append(have, p.ID)
+	}
+	var want []string
+	for _, p := range o.pins {
+		want = append(want, p.ID)
+	}
+	if !slices.Equal(have, want) {
+		r.t.Fatalf("pins %v, want %v", have, want)
+	}
+}
+
+// keyedPin makes a pin under an idempotency key that may have been used, also by a transaction.
+func (r *modelRun) keyedPin() {
+	r.t.Helper()
+	m, o := r.m, r.o
+	once := kv.Once{Key: "key " + strconv.Itoa(r.rng.IntN(30)), Request: [32]byte{byte(r.rng.IntN(2))}}
+	was, byTxn := o.once[once.Key]
+	byTxn = byTxn && was.decided+onceKeep > o.clock
+	if used, err := m.OnceUsed(once.Key); err != nil || used != byTxn {
+		r.t.Fatalf("the key of a transaction is in use: %v, want %v: %v", used, byTxn, err)
+	}
+	if byTxn {
+		return // the leader refuses it
+	}
+	known, replay := o.keyedLive(once.Key)
+	res := m.apply(EncodeKeyed(once, o.clock, EncodePin(o.rev, time.Hour)))[0]
+	switch {
+	case replay && known.request != once.Request:
+		if res.Err == nil || res.Err.Code != kv.CodeConflict {
+			r.t.Fatalf("the key of another pin: %+v", res)
+		}
+	case replay:
+		if res.Err != nil || !res.Txn.Replayed || res.Pin != known.pin {
+			r.t.Fatalf("a pin again: %+v, want %+v", res, known.pin)
+		}
+	case res.Err != nil || res.Txn.Replayed || res.Pin.Revision != o.rev:
+		r.t.Fatalf("a pin with a key: %+v", res)
+	default:
+		o.keyed[once.Key] = modelKeyed{once.Request, o.clock, res.Pin}
+		o.pins = append(o.pins, res.Pin)
 	}
 }
 

@@ -248,26 +248,60 @@ func errOnceFull() *kv.Error {
 	return e
 }
 
+// onceHead is what stands before a command with an idempotency key.
+type onceHead struct {
+	hash    onceHash
+	request onceHash
+	born    uint64 // cluster milliseconds at which the leader took it; 0: not known
+}
+
+func (e *encoder) once(o kv.Once, born uint64) {
+	h := hashOnce(o.Key)
+	e.b = append(e.b, h[:]...)
+	e.b = append(e.b, o.Request[:onceHashBytes]...)
+	e.uvarint(born)
+}
+
+func (d *decoder) once() (h onceHead) {
+	for _, sum := range []*onceHash{&h.hash, &h.request} {
+		if len(d.b) < onceHashBytes {
+			d.fail()
+			return h
+		}
+		copy(sum[:], d.b)
+		d.b = d.b[onceHashBytes:]
+	}
+	h.born = d.uvarint()
+	return h
+}
+
+// late says that an earlier try of the command may be forgotten.
+func (h *onceHead) late(clock uint64) bool { return h.born > 0 && clock > h.born+onceWindow }
+
+func errOnceOther() *kv.Error {
+	return kv.NotApplied(kv.CodeConflict, "the idempotency key was used for another request; choose a new one")
+}
+
+func errOnceLate() *kv.Error {
+	return kv.NotApplied(kv.CodeTimeout, "the write came too late for its idempotency key: an earlier try may be forgotten; read before trying again")
+}
+
 // applyOnce applies a transaction with an idempotency key, unless its outcome is
 // remembered: then it is answered with that.
 func (f *FSM) applyOnce(b **batch, pos position, cmd []byte) (Result, error) {
 	d := decoder{b: cmd}
-	o := &outcome{decided: f.small.clock}
-	for _, h := range []*onceHash{&o.hash, &o.request} {
-		if len(d.b) < onceHashBytes {
-			return Result{}, fmt.Errorf("decode command: %w", errMalformed)
-		}
-		copy(h[:], d.b)
-		d.b = d.b[onceHashBytes:]
-	}
-	born := d.uvarint()
+	head := d.once()
 	if d.err != nil {
 		return Result{}, fmt.Errorf("decode command: %w", d.err)
 	}
+	o := &outcome{hash: head.hash, request: head.request, decided: f.small.clock}
 	refuse := func(e *kv.Error) (Result, error) {
 		return Result{Err: e, Txn: kv.TxnResult{Revision: f.rev}}, nil
 	}
 
+	if f.small.keyed(o.hash) != nil {
+		return refuse(errOnceOther())
+	}
 	f.small.dropWaiting()
 	was := f.small.waitingBy[o.hash]
 	if was == nil {
@@ -278,15 +312,15 @@ func (f *FSM) applyOnce(b **batch, pos position, cmd []byte) (Result, error) {
 	}
 	if was != nil && was.live(f.small.clock) {
 		if was.request != o.request {
-			return refuse(kv.NotApplied(kv.CodeConflict, "the idempotency key was used for another request; choose a new one"))
+			return refuse(errOnceOther())
 		}
 		return f.replay(*b, was)
 	}
 	switch full, err := f.onceFull(*b); {
 	case err != nil:
 		return Result{}, err
-	case born > 0 && f.small.clock > born+onceWindow:
-		return refuse(kv.NotApplied(kv.CodeTimeout, "the write came too late for its idempotency key: an earlier try may be forgotten; read before trying again"))
+	case head.late(f.small.clock):
+		return refuse(errOnceLate())
 	case full:
 		return refuse(errOnceFull())
 	}

@@ -38,6 +38,11 @@ type small struct {
 	waitingBy    map[onceHash]*outcome
 	waitingBytes int
 
+	// keyedList has the outcomes of commands on this state, oldest first.
+	keyedList  []*keyedOutcome
+	keyedBy    map[onceHash]*keyedOutcome
+	keyedBytes int
+
 	staged      map[uint64]*stagedCommand // by chunk id, of the current term only
 	stagedOrder []uint64                  // oldest first
 	stagedBytes int
@@ -52,7 +57,7 @@ type stagedCommand struct {
 }
 
 func newSmall() *small {
-	return &small{records: map[string]kv.MemberRecord{}, staged: map[uint64]*stagedCommand{}, waitingBy: map[onceHash]*outcome{}}
+	return &small{records: map[string]kv.MemberRecord{}, staged: map[uint64]*stagedCommand{}, waitingBy: map[onceHash]*outcome{}, keyedBy: map[onceHash]*keyedOutcome{}}
 }
 
 // enter is called for each entry before its commands: it moves the clock, forwards
@@ -141,6 +146,7 @@ type smallJSON struct {
 	Written     uint64             `json:"written"`
 	Compact     kv.Revision        `json:"compact"`
 	Pins        []pin              `json:"pins,omitempty"`
+	Keyed       []*keyedOutcome    `json:"keyed,omitempty"`
 	Once        onceTable          `json:"once"`
 }
 
@@ -148,7 +154,7 @@ func (s *small) encode(t totals, g *digest) []byte {
 	js := smallJSON{
 		ClusterID: s.clusterID, ClusterName: s.clusterName, Settings: s.settings,
 		Records: sortedRecords(s.records), Clock: s.clock, Term: s.term, Leader: s.leader, Keys: t.keys, Written: t.written,
-		Compact: s.compact, Pins: s.pins, Once: t.once,
+		Compact: s.compact, Pins: s.pins, Keyed: s.keyedList, Once: t.once,
 	}
 	b, err := json.Marshal(js)
 	if err != nil {
@@ -227,6 +233,9 @@ func decodeSmall(b []byte) (s *small, t totals, g *digest, err error) {
 		return nil, t, nil, fmt.Errorf("decode state: %w", err)
 	}
 	s.compact, s.pins = js.Compact, js.Pins
+	for _, o := range js.Keyed {
+		s.keep(o)
+	}
 	return s, totals{js.Keys, js.Written, js.Once}, g, nil
 }
 

@@ -30,16 +30,19 @@ type Store interface {
 	// Watch follows changes, on any node. The watcher must be closed. ctx bounds the
 	// start only.
 	Watch(ctx context.Context, w kv.Watch) (Watcher, error)
-	// Compact lets history below rev go, as far as no pin holds it; leader only.
-	Compact(ctx context.Context, rev kv.Revision) (kv.Compaction, error)
+	// Compact lets history below rev go, as far as no pin holds it; leader only. Of it, Pin, Unpin and
+	// SetSettings: a once with a key has the cluster remember what it decided, and replayed says that
+	// this was done before and nothing was changed now; with an error, too.
+	Compact(ctx context.Context, rev kv.Revision, once kv.Once) (c kv.Compaction, replayed bool, err error)
 	// Pin holds history from rev on for ttl; leader only. Unpin ends it: not-found if
 	// there is no such pin.
-	Pin(ctx context.Context, rev kv.Revision, ttl time.Duration) (kv.Pin, error)
-	Unpin(ctx context.Context, id string) error
+	Pin(ctx context.Context, rev kv.Revision, ttl time.Duration, once kv.Once) (p kv.Pin, replayed bool, err error)
+	Unpin(ctx context.Context, id string, once kv.Once) (replayed bool, err error)
 	// Settings returns the cluster settings in force on this node.
 	Settings() kv.ClusterSettings
-	// SetSettings replaces the cluster settings; leader only, elsewhere no-leader.
-	SetSettings(ctx context.Context, s kv.ClusterSettings) error
+	// SetSettings replaces the cluster settings and returns what they were set to; leader only,
+	// elsewhere no-leader.
+	SetSettings(ctx context.Context, s kv.ClusterSettings, once kv.Once) (now kv.ClusterSettings, replayed bool, err error)
 	// Revision is the newest revision this node has applied.
 	Revision() kv.Revision
 	// Now is the cluster's time, as far as this node knows it.

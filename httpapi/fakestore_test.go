@@ -25,18 +25,21 @@ type fakeStore struct {
 	// afterTxn sees each decision and may lose it on its way.
 	afterTxn func(t kv.Txn, r kv.TxnResult, err error) error
 
-	mu       sync.Mutex
-	rev      kv.Revision
-	oldest   kv.Revision
-	hist     map[string][]fakeVersion // of a key, the oldest first
-	once     map[string]fakeOutcome
-	pins     map[string]kv.Pin
-	settings kv.ClusterSettings
-	txns     []kv.Txn
-	reads    []kv.ReadOptions
-	now      time.Time
-	changed  chan struct{} // closed at the next revision
-	watchers int
+	mu     sync.Mutex
+	rev    kv.Revision
+	oldest kv.Revision
+	hist   map[string][]fakeVersion // of a key, the oldest first
+	once   map[string]fakeOutcome
+	keyed  map[string]keyedOutcome
+	// afterKeyed may lose the answer of what has an idempotency key and is no transaction.
+	afterKeyed func() error
+	pins       map[string]kv.Pin
+	settings   kv.ClusterSettings
+	txns       []kv.Txn
+	reads      []kv.ReadOptions
+	now        time.Time
+	changed    chan struct{} // closed at the next revision
+	watchers   int
 }
 
 // fakeVersion is a key from a revision on; item is nil if it was deleted then.
@@ -54,7 +57,7 @@ type fakeOutcome struct {
 
 func newFakeStore() *fakeStore {
 	return &fakeStore{
-		hist: map[string][]fakeVersion{}, once: map[string]fakeOutcome{}, pins: map[string]kv.Pin{},
+		hist: map[string][]fakeVersion{}, once: map[string]fakeOutcome{}, keyed: map[string]keyedOutcome{}, pins: map[string]kv.Pin{},
 		now: time.Date(2030, 1, 2, 3, 4, 5, 678e6, time.UTC), changed: make(chan struct{}),
 		settings: kv.ClusterSettings{HistoryRetention: time.Hour, MaxKeyBytes: 64, MaxValueBytes: 1 << 20, MaxRequestBytes: 2 << 20},
 	}
@@ -314,6 +317,9 @@ func (f *fakeStore) decide(t kv.Txn, timing *kv.Timing) (kv.TxnResult, error) {
 	defer f.mu.Unlock()
 	timing.Replicate, timing.Apply = 20*time.Microsecond, 10*time.Microsecond
 	f.txns = append(f.txns, t)
+	if _, ok := f.keyed[t.Once.Key]; ok {
+		return kv.TxnResult{Revision: f.rev}, kv.NotApplied(kv.CodeConflict, "the idempotency key was used for another request")
+	}
 	if o, ok := f.once[t.Once.Key]; ok && t.Once.Key != "" {
 		if o.request != t.Once.Request {
 			return kv.TxnResult{Revision: f.rev}, kv.NotApplied(kv.CodeConflict, "the idempotency key was used for another request")
@@ -587,51 +593,80 @@ func (f *fakeStore) watching() int {
 	return f.watchers
 }
 
-func (f *fakeStore) Compact(_ context.Context, rev kv.Revision) (kv.Compaction, error) {
+// keyedOutcome is what was decided under an idempotency key, about no transaction.
+type keyedOutcome struct {
+	request [32]byte
+	v       any
+	err     error
+}
+
+// keyed does what once names, unless it was done before. What is no decision is not remembered.
+func keyed[T any](f *fakeStore, once kv.Once, do func() (T, error)) (v T, replayed bool, err error) {
 	if f.fail != nil {
-		return kv.Compaction{}, f.fail
+		return v, false, f.fail
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if rev > f.rev {
-		return kv.Compaction{}, kv.Errorf(kv.CodeInvalidArgument, "revision %d has not been reached", rev)
+	if once.Key == "" {
+		v, err = do()
+		return v, false, err
 	}
-	c := kv.Compaction{To: max(rev, f.oldest)}
-	for id, p := range f.pins {
-		if p.Revision < c.To {
-			c.To = p.Revision
-			c.HeldBy = append(c.HeldBy, id)
+	o, done := f.keyed[once.Key]
+	if _, txn := f.once[once.Key]; txn || done && o.request != once.Request {
+		return v, false, kv.NotApplied(kv.CodeConflict, "the key is another request's")
+	}
+	if done {
+		return o.v.(T), true, o.err
+	}
+	v, err = do()
+	if err == nil || kv.AsError(err).Code == kv.CodeNotFound {
+		f.keyed[once.Key] = keyedOutcome{once.Request, v, err}
+	}
+	if f.afterKeyed != nil {
+		if lost := f.afterKeyed(); lost != nil {
+			return v, false, lost
 		}
 	}
-	f.oldest = max(f.oldest, c.To)
-	return c, nil
+	return v, false, err
 }
 
-func (f *fakeStore) Pin(_ context.Context, rev kv.Revision, ttl time.Duration) (kv.Pin, error) {
-	if f.fail != nil {
-		return kv.Pin{}, f.fail
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if rev < f.oldest {
-		return kv.Pin{}, &kv.Error{Code: kv.CodeCompacted, Msg: "that revision is compacted", OldestRevision: f.oldest}
-	}
-	p := kv.Pin{ID: "pin-" + strconv.Itoa(len(f.pins)+1), Revision: rev, ExpiresAt: f.now.Add(ttl)}
-	f.pins[p.ID] = p
-	return p, nil
+func (f *fakeStore) Compact(_ context.Context, rev kv.Revision, once kv.Once) (kv.Compaction, bool, error) {
+	return keyed(f, once, func() (kv.Compaction, error) {
+		if rev > f.rev {
+			return kv.Compaction{}, kv.Errorf(kv.CodeInvalidArgument, "revision %d has not been reached", rev)
+		}
+		c := kv.Compaction{To: max(rev, f.oldest)}
+		for id, p := range f.pins {
+			if p.Revision < c.To {
+				c.To = p.Revision
+				c.HeldBy = append(c.HeldBy, id)
+			}
+		}
+		f.oldest = c.To
+		return c, nil
+	})
 }
 
-func (f *fakeStore) Unpin(_ context.Context, id string) error {
-	if f.fail != nil {
-		return f.fail
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if _, ok := f.pins[id]; !ok {
-		return kv.NotApplied(kv.CodeNotFound, "there is no such pin")
-	}
-	delete(f.pins, id)
-	return nil
+func (f *fakeStore) Pin(_ context.Context, rev kv.Revision, ttl time.Duration, once kv.Once) (kv.Pin, bool, error) {
+	return keyed(f, once, func() (kv.Pin, error) {
+		if rev < f.oldest {
+			return kv.Pin{}, &kv.Error{Code: kv.CodeCompacted, Msg: "that revision is compacted", OldestRevision: f.oldest}
+		}
+		p := kv.Pin{ID: "pin-" + strconv.Itoa(len(f.pins)+1), Revision: rev, ExpiresAt: f.now.Add(ttl)}
+		f.pins[p.ID] = p
+		return p, nil
+	})
+}
+
+func (f *fakeStore) Unpin(_ context.Context, id string, once kv.Once) (bool, error) {
+	_, replayed, err := keyed(f, once, func() (struct{}, error) {
+		if _, ok := f.pins[id]; !ok {
+			return struct{}{}, kv.NotApplied(kv.CodeNotFound, "there is no such pin")
+		}
+		delete(f.pins, id)
+		return struct{}{}, nil
+	})
+	return replayed, err
 }
 
 func (f *fakeStore) Settings() kv.ClusterSettings {
@@ -640,14 +675,11 @@ func (f *fakeStore) Settings() kv.ClusterSettings {
 	return f.settings
 }
 
-func (f *fakeStore) SetSettings(_ context.Context, s kv.ClusterSettings) error {
-	if f.fail != nil {
-		return f.fail
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.settings = s
-	return nil
+func (f *fakeStore) SetSettings(_ context.Context, s kv.ClusterSettings, once kv.Once) (kv.ClusterSettings, bool, error) {
+	return keyed(f, once, func() (kv.ClusterSettings, error) {
+		f.settings = s
+		return s, nil
+	})
 }
 
 func (f *fakeStore) Revision() kv.Revision {

@@ -26,15 +26,15 @@ func (s *Server) postCompact(ctx context.Context, x *exchange) error {
 	if rev == 0 {
 		return badJSON(`names no revision; it takes {"revision": R}, R being the oldest revision to be kept`)
 	}
-	return x.admin(ctx, body, func(ctx context.Context) (int, any, error) {
-		c, err := s.cfg.Store.Compact(ctx, kv.Revision(rev))
+	return x.adminOnce(ctx, body, func(ctx context.Context, once kv.Once) (int, any, bool, error) {
+		c, replayed, err := s.cfg.Store.Compact(ctx, kv.Revision(rev), once)
 		if c.HeldBy == nil {
 			c.HeldBy = []string{}
 		}
 		return http.StatusOK, &struct {
 			CompactedTo kv.Revision `json:"compacted_to"`
 			HeldBy      []string    `json:"held_by"`
-		}{c.To, c.HeldBy}, err
+		}{c.To, c.HeldBy}, replayed, err
 	})
 }
 
@@ -57,13 +57,13 @@ func (s *Server) postPin(ctx context.Context, x *exchange) error {
 	if ttl > kv.MaxPinTTL {
 		return badJSON("has a ttl of more than %s, which is how long a pin may hold history", shortDuration(kv.MaxPinTTL))
 	}
-	return x.admin(ctx, body, func(ctx context.Context) (int, any, error) {
-		p, err := s.cfg.Store.Pin(ctx, kv.Revision(rev), ttl)
+	return x.adminOnce(ctx, body, func(ctx context.Context, once kv.Once) (int, any, bool, error) {
+		p, replayed, err := s.cfg.Store.Pin(ctx, kv.Revision(rev), ttl, once)
 		return http.StatusOK, &struct {
 			ID        string      `json:"id"`
 			Revision  kv.Revision `json:"revision"`
 			ExpiresAt string      `json:"expires_at"`
-		}{p.ID, p.Revision, timeText(p.ExpiresAt)}, err
+		}{p.ID, p.Revision, timeText(p.ExpiresAt)}, replayed, err
 	})
 }
 
@@ -76,7 +76,8 @@ func (s *Server) deletePin(ctx context.Context, x *exchange) error {
 	if err := x.noBody(); err != nil {
 		return err
 	}
-	return x.admin(ctx, nil, func(ctx context.Context) (int, any, error) {
-		return http.StatusNoContent, nil, s.cfg.Store.Unpin(ctx, id)
+	return x.adminOnce(ctx, nil, func(ctx context.Context, once kv.Once) (int, any, bool, error) {
+		replayed, err := s.cfg.Store.Unpin(ctx, id, once)
+		return http.StatusNoContent, nil, replayed, err
 	})
 }

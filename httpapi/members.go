@@ -60,18 +60,33 @@ func (s *Server) getCluster(ctx context.Context, x *exchange) error {
 
 // admin does a cluster operation on the leader and answers with what it returns.
 func (x *exchange) admin(ctx context.Context, body []byte, do func(ctx context.Context) (status int, v any, err error)) error {
+	return x.adminOnce(ctx, body, func(ctx context.Context, _ kv.Once) (int, any, bool, error) {
+		status, v, err := do(ctx)
+		return status, v, false, err
+	})
+}
+
+// adminOnce is admin of an operation that takes an idempotency key; replayed says that it was done before.
+// As in transact, with a key an attempt whose fate is unknown is made again.
+func (x *exchange) adminOnce(ctx context.Context, body []byte, do func(ctx context.Context, once kv.Once) (status int, v any, replayed bool, err error)) error {
 	var status int
 	var v any
-	relayed, err := x.onLeader(ctx, &leaderCall{body: body, local: func(ctx context.Context) error {
-		var err error
-		status, v, err = do(ctx)
+	var replayed bool
+	once := x.once(body)
+	call := leaderCall{body: body, repeat: once.Key != "", local: func(ctx context.Context) (err error) {
+		status, v, replayed, err = do(ctx, once)
 		return err
-	}})
-	switch {
-	case relayed:
+	}}
+	relayed, err := x.onLeader(ctx, &call)
+	if relayed {
 		return nil
+	}
+	if replayed {
+		x.Header().Set(headerReplayed, "true")
+	}
+	switch {
 	case err != nil:
-		return err
+		return call.settle(err)
 	case v == nil:
 		x.WriteHeader(status)
 		return nil
@@ -226,22 +241,20 @@ func (s *Server) putSettings(ctx context.Context, x *exchange) error {
 	if err != nil {
 		return err
 	}
-	return x.admin(ctx, body, func(ctx context.Context) (int, any, error) {
+	return x.adminOnce(ctx, body, func(ctx context.Context, once kv.Once) (int, any, bool, error) {
 		// Two changes of different settings at once must not undo each other.
 		select {
 		case s.settingsLock <- struct{}{}:
 			defer func() { <-s.settingsLock }()
 		case <-ctx.Done():
-			return 0, nil, kv.NotApplied(kv.CodeTimeout, "another change of the settings is under way; try again")
+			return 0, nil, false, kv.NotApplied(kv.CodeTimeout, "another change of the settings is under way; try again")
 		}
 		want := s.cfg.Store.Settings()
 		for _, set := range sets {
 			set(&want)
 		}
-		if err := s.cfg.Store.SetSettings(ctx, want); err != nil {
-			return 0, nil, err
-		}
-		return http.StatusOK, newSettingsJSON(s.cfg.Store.Settings()), nil
+		now, replayed, err := s.cfg.Store.SetSettings(ctx, want, once)
+		return http.StatusOK, newSettingsJSON(now), replayed, err
 	})
 }
 

@@ -25,7 +25,7 @@ func (x *exchange) parseOnce(takes bool) error {
 	case err != nil || !ok:
 		return err
 	case !takes:
-		return kv.Errorf(kv.CodeInvalidArgument, "this request takes no Idempotency-Key, because repeating it does no harm; leave the header out")
+		return kv.Errorf(kv.CodeInvalidArgument, "this request takes no Idempotency-Key; leave the header out")
 	case key == "" || len(key) > kv.MaxOnceKeyBytes:
 		return kv.Errorf(kv.CodeInvalidArgument, "an Idempotency-Key has 1 to %d bytes", kv.MaxOnceKeyBytes)
 	}

@@ -89,6 +89,54 @@ func TestIdempotencyKey(t *testing.T) {
 	}
 }
 
+// What changes no keys is done once, too, and answered again; its keys and those of writes are the same ones.
+func TestIdempotencyKeyOfSmallThings(t *testing.T) {
+	for name, setUp := range map[string]func(t *testing.T) (asked, leader *fixture){
+		"here":      func(t *testing.T) (*fixture, *fixture) { f := newFixture(t); return f, f },
+		"forwarded": func(t *testing.T) (*fixture, *fixture) { p := newPair(t); return p.asked, p.leader },
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked, leader := setUp(t)
+			for range 9 {
+				leader.store.set(kv.Item{Key: "k"})
+			}
+			var lost atomic.Int32
+			leader.store.afterKeyed = func() error {
+				if lost.Add(1)%2 == 1 {
+					return kv.Unknown(nil, "lost")
+				}
+				return nil
+			}
+			for i, s := range []step{
+				{req: "POST /v1/pins", body: `{"revision":3,"ttl":"1h"}`, status: 200},
+				{req: "POST /v1/compact", body: `{"revision":5}`, status: 200},
+				{req: "DELETE /v1/pins/pin-1", status: 204},
+				{req: "DELETE /v1/pins/pin-1", status: 404},
+				{req: "PUT /v1/cluster/settings", body: `{"max_key_bytes":99}`, status: 200},
+			} {
+				method, target, _ := strings.Cut(s.req, " ")
+				h := []string{"Idempotency-Key: key-" + string(rune('a'+i)), "Sett-Request-Id: r"}
+				lost.Store(0) // the first answer is lost
+				first := asked.do(t, method, target, s.body, h...)
+				if first.Code != s.status || first.Header().Get("Sett-Replayed") != "true" {
+					t.Errorf("%s: %d %s, Sett-Replayed %q", s.req, first.Code, first.Body, first.Header().Get("Sett-Replayed"))
+				}
+				pins := len(leader.store.pins)
+				again := asked.do(t, method, target+"?timeout=7s", s.body, h...)
+				if again.Code != first.Code || again.Body.String() != first.Body.String() || again.Header().Get("Sett-Replayed") != "true" || len(leader.store.pins) != pins {
+					t.Errorf("%s: %d %s, at first %d %s; Sett-Replayed %q", s.req, again.Code, again.Body, first.Code, first.Body, again.Header().Get("Sett-Replayed"))
+				}
+				if s.body != "" {
+					wantProblem(t, asked.do(t, method, target, s.body+" ", h...), 409, kv.CodeConflict)
+				}
+				wantProblem(t, asked.do(t, "PUT", "/v1/kv/a", "v", h...), 409, kv.CodeConflict)
+			}
+			runSteps(t, asked, []step{{req: "PUT /v1/kv/a", body: "v", headers: []string{"Idempotency-Key: put"}, status: 201}})
+			wantProblem(t, asked.do(t, "POST", "/v1/pins", `{"revision":9,"ttl":"1h"}`, "Idempotency-Key: put"), 409, kv.CodeConflict)
+		})
+	}
+}
+
 func TestBadIdempotencyKeys(t *testing.T) {
 	f := newFixture(t)
 	for _, h := range [][]string{{"Idempotency-Key: "}, {"Idempotency-Key: " + strings.Repeat("k", 129)}, {"Idempotency-Key: a", "Idempotency-Key: a"}} {

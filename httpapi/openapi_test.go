@@ -31,6 +31,7 @@ type description struct {
 	paths   map[string]*regexp.Regexp
 	seen    map[string]bool     // "GET /v1/kv 200"
 	query   map[string][]string // the query parameters of an operation, sorted
+	once    map[string]bool     // the operations that take an Idempotency-Key
 }
 
 func readDescription(t *testing.T) *description {
@@ -50,7 +51,7 @@ func readDescription(t *testing.T) *description {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &description{check: v, schemas: map[string]*base.Schema{}, ops: map[string]*v3.Operation{}, paths: map[string]*regexp.Regexp{}, seen: map[string]bool{}, query: map[string][]string{}}
+	d := &description{check: v, schemas: map[string]*base.Schema{}, ops: map[string]*v3.Operation{}, paths: map[string]*regexp.Regexp{}, seen: map[string]bool{}, query: map[string][]string{}, once: map[string]bool{}}
 	for name, s := range model.Model.Components.Schemas.FromOldest() {
 		d.schemas[name] = s.Schema()
 	}
@@ -62,6 +63,9 @@ func readDescription(t *testing.T) *description {
 			for _, p := range slices.Concat(item.Parameters, op.Parameters) {
 				if p.In == "query" {
 					d.query[name] = append(d.query[name], p.Name)
+				}
+				if p.Name == headerIdempotencyKey {
+					d.once[name] = true
 				}
 			}
 			slices.Sort(d.query[name])
@@ -192,6 +196,9 @@ func TestOpenAPI(t *testing.T) {
 			if strings.HasPrefix(path, "/v1/") {
 				takes = append(takes, commonParams()...)
 			}
+			if got := d.once[method+" "+path]; got != rt.methods[method].once {
+				t.Errorf("%s %s takes an Idempotency-Key: %v, described: %v", method, path, rt.methods[method].once, got)
+			}
 			slices.Sort(takes)
 			if got := d.query[method+" "+path]; !slices.Equal(got, takes) {
 				t.Errorf("%s %s takes %v, and %v are described", method, path, takes, got)
@@ -270,6 +277,8 @@ func (d *description) seeSuccess(t *testing.T) {
 	steps = append(steps,
 		step{req: "POST /v1/txn", body: `{"then":[{"touch":{"key":"none","ttl":60}}]}`, status: 404}, step{req: "POST /v1/txn", body: `{}`, headers: []string{"Idempotency-Key: t"}, status: 409},
 		step{req: "GET /v1/kv?revision=1", status: 410}, step{req: "GET /v1/watch?from=1", status: 410}, step{req: "POST /v1/pins", body: `{"revision":1,"ttl":"1h"}`, status: 410}, step{req: "DELETE /v1/pins/none", status: 404},
+		step{req: "POST /v1/pins", body: `{"revision":1,"ttl":"1h"}`, headers: []string{"Idempotency-Key: t"}, status: 409}, step{req: "DELETE /v1/pins/none", headers: []string{"Idempotency-Key: t"}, status: 409},
+		step{req: "POST /v1/compact", body: `{"revision":1}`, headers: []string{"Idempotency-Key: t"}, status: 409}, step{req: "PUT /v1/cluster/settings", body: `{}`, headers: []string{"Idempotency-Key: t"}, status: 409},
 	)
 	for _, s := range steps {
 		s.headers = append(s.headers, "Sett-Request-Id: r-1")
@@ -361,7 +370,7 @@ func (d *description) seeFailures(t *testing.T) {
 	const all = "internal no-leader timeout "
 	may := func(s step) string {
 		switch {
-		case strings.HasPrefix(s.req, "GET /v1/kv"), strings.HasPrefix(s.req, "GET /v1/watch"), strings.HasPrefix(s.req, "DELETE /v1/kv"), strings.HasPrefix(s.req, "POST /v1/pins"):
+		case strings.HasPrefix(s.req, "GET /v1/kv"), strings.HasPrefix(s.req, "GET /v1/watch"), strings.HasPrefix(s.req, "DELETE /v1/kv"), strings.HasPrefix(s.req, "POST /v1/pins"), strings.HasPrefix(s.req, "DELETE /v1/pins"), strings.HasPrefix(s.req, "POST /v1/compact"), strings.HasPrefix(s.req, "PUT /v1/cluster/settings"):
 			return all + "overloaded"
 		case strings.HasPrefix(s.req, "PUT /v1/kv"), strings.HasPrefix(s.req, "POST /v1/kv"), strings.HasPrefix(s.req, "POST /v1/txn"):
 			return all + "overloaded disk-full"

@@ -64,6 +64,9 @@ func (s *Server) routeTable() []route {
 	only := func(method string, h handler, params ...string) map[string]endpoint {
 		return map[string]endpoint{method: {handle: h, params: params}}
 	}
+	once := func(method string, h handler) map[string]endpoint {
+		return map[string]endpoint{method: {handle: h, once: true}}
+	}
 	const member = "/v1/cluster/members/{id:[^/]+}"
 	all := func() []kv.Check { return append(s.liveness(), s.cfg.Health.Ready()...) }
 	return []route{
@@ -71,16 +74,16 @@ func (s *Server) routeTable() []route {
 		{name: routeKeyQuery, path: "/v1/kv", methods: many},
 		{name: "txn", path: "/v1/txn", methods: map[string]endpoint{http.MethodPost: {handle: s.postTxn, once: true}}},
 		{name: "watch", path: "/v1/watch", methods: only(http.MethodGet, s.getWatch, rangeParams("key", "from", "previous")...)},
-		{name: "compact", path: "/v1/compact", methods: only(http.MethodPost, s.postCompact)},
-		{name: "pins", path: "/v1/pins", methods: only(http.MethodPost, s.postPin)},
-		{name: "pin", path: pinPrefix + "{id:[^/]+}", methods: only(http.MethodDelete, s.deletePin)},
+		{name: "compact", path: "/v1/compact", methods: once(http.MethodPost, s.postCompact)},
+		{name: "pins", path: "/v1/pins", methods: once(http.MethodPost, s.postPin)},
+		{name: "pin", path: pinPrefix + "{id:[^/]+}", methods: once(http.MethodDelete, s.deletePin)},
 		{name: "cluster", path: "/v1/cluster", methods: only(http.MethodGet, s.getCluster)},
 		{name: "members", path: "/v1/cluster/members", methods: only(http.MethodPost, s.postMember)},
 		{name: "member", path: member, methods: only(http.MethodDelete, s.memberOp(s.deleteMember), "force")},
 		{name: "member_promote", path: member + "/promote", methods: only(http.MethodPost, s.memberOp(s.promoteMember))},
 		{name: "member_demote", path: member + "/demote", methods: only(http.MethodPost, s.memberOp(s.demoteMember), "force")},
 		{name: "transfer", path: "/v1/cluster/transfer", methods: only(http.MethodPost, s.postTransfer)},
-		{name: "settings", path: "/v1/cluster/settings", methods: only(http.MethodPut, s.putSettings)},
+		{name: "settings", path: "/v1/cluster/settings", methods: once(http.MethodPut, s.putSettings)},
 		{name: "status", path: "/v1/status", methods: only(http.MethodGet, s.getStatus)},
 		{name: "snapshot", path: "/v1/snapshot", methods: only(http.MethodPost, s.postSnapshot)},
 		{name: "livez", path: "/livez", methods: only(http.MethodGet, s.probe(s.liveness), "verbose")},

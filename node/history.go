@@ -25,21 +25,47 @@ func (n *Node) Scan(ctx context.Context, q kv.Scan, o kv.ReadOptions, t *kv.Timi
 }
 
 // Compact implements httpapi.Store.
-func (n *Node) Compact(ctx context.Context, rev kv.Revision) (kv.Compaction, error) {
+func (n *Node) Compact(ctx context.Context, rev kv.Revision, once kv.Once) (kv.Compaction, bool, error) {
 	if err := n.reached(ctx, rev); err != nil {
-		return kv.Compaction{}, err
+		return kv.Compaction{}, false, err
 	}
-	r, err := n.propose(ctx, fsm.EncodeCompact(rev), nil)
-	return r.Compaction, err
+	r, err := n.proposeKeyed(ctx, fsm.EncodeCompact(rev), once)
+	return r.Compaction, r.Txn.Replayed, err
 }
 
 // Pin implements httpapi.Store.
-func (n *Node) Pin(ctx context.Context, rev kv.Revision, ttl time.Duration) (kv.Pin, error) {
+func (n *Node) Pin(ctx context.Context, rev kv.Revision, ttl time.Duration, once kv.Once) (kv.Pin, bool, error) {
 	if err := n.reached(ctx, rev); err != nil {
-		return kv.Pin{}, err
+		return kv.Pin{}, false, err
 	}
-	r, err := n.propose(ctx, fsm.EncodePin(rev, ttl), nil)
-	return r.Pin, err
+	r, err := n.proposeKeyed(ctx, fsm.EncodePin(rev, ttl), once)
+	return r.Pin, r.Txn.Replayed, err
+}
+
+// proposeKeyed proposes a command on the small state, with an idempotency key if there is one. The state
+// machine can't compare the key with those of transactions (ADR 0015), so this is done here.
+func (n *Node) proposeKeyed(ctx context.Context, cmd []byte, once kv.Once) (fsm.Result, error) {
+	if once.Key == "" {
+		return n.propose(ctx, cmd, nil)
+	}
+	if err := n.whileServing(ctx, n.catchUp); err != nil {
+		return fsm.Result{}, notApplied(err)
+	}
+	used, err := n.fsm.OnceUsed(once.Key)
+	switch {
+	case err != nil:
+		return fsm.Result{}, notApplied(err)
+	case used:
+		return fsm.Result{}, kv.NotApplied(kv.CodeConflict, "the idempotency key was used for another request; choose a new one")
+	}
+	return n.propose(ctx, fsm.EncodeKeyed(once, n.fsm.Stamp(), cmd), nil)
+}
+
+// notApplied is err of what comes before a proposal.
+func notApplied(err error) error {
+	e := *kv.AsError(err)
+	e.Outcome = kv.OutcomeNotApplied
+	return &e
 }
 
 // reached refuses a revision that the cluster has not reached, before anything is
@@ -49,9 +75,7 @@ func (n *Node) reached(ctx context.Context, rev kv.Revision) error {
 	if rev > n.fsm.Info().Revision {
 		// A new leader may have more to apply.
 		if err := n.whileServing(ctx, n.catchUp); err != nil {
-			e := *kv.AsError(err)
-			e.Outcome = kv.OutcomeNotApplied
-			return &e
+			return notApplied(err)
 		}
 	}
 	if newest := n.fsm.Info().Revision; rev > newest {
@@ -61,9 +85,9 @@ func (n *Node) reached(ctx context.Context, rev kv.Revision) error {
 }
 
 // Unpin implements httpapi.Store.
-func (n *Node) Unpin(ctx context.Context, id string) error {
-	_, err := n.propose(ctx, fsm.EncodeUnpin(id), nil)
-	return err
+func (n *Node) Unpin(ctx context.Context, id string, once kv.Once) (bool, error) {
+	r, err := n.proposeKeyed(ctx, fsm.EncodeUnpin(id), once)
+	return r.Txn.Replayed, err
 }
 
 // Now implements httpapi.Store: the leader's clock, or on other nodes the time at which

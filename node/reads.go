@@ -330,9 +330,9 @@ func (n *Node) propose(ctx context.Context, cmd []byte, timing *kv.Timing) (fsm.
 }
 
 // SetSettings implements httpapi.Store.
-func (n *Node) SetSettings(ctx context.Context, s kv.ClusterSettings) error {
-	_, err := n.propose(ctx, fsm.EncodeSettings(s), nil)
-	return err
+func (n *Node) SetSettings(ctx context.Context, s kv.ClusterSettings, once kv.Once) (kv.ClusterSettings, bool, error) {
+	r, err := n.proposeKeyed(ctx, fsm.EncodeSettings(s), once)
+	return r.Settings, r.Txn.Replayed, err
 }
 
 // Snapshot implements httpapi.Store.

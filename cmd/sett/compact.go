@@ -17,13 +17,15 @@ func (a *app) compactCommand() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 	}
 	conn := a.connectionFlags(cmd)
+	var o client.OnceOptions
+	onceFlag(cmd, &o.IdempotencyKey)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		rev, err := parseRevision("REV", args[0])
 		if err != nil {
 			return err
 		}
 		return conn.do(cmd, func(ctx context.Context, cl *client.Client) error {
-			res, err := cl.Compact(ctx, rev)
+			res, err := cl.Compact(ctx, rev, o)
 			if err != nil {
 				return err
 			}

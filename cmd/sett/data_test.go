@@ -277,7 +277,7 @@ func TestWatchIsStopped(t *testing.T) {
 func TestIdempotencyKeys(t *testing.T) {
 	f := newRanges(t)
 	env := []string{"SETT_ENDPOINTS=" + f.URL, "SETT_OUTPUT=json"}
-	for _, line := range []string{"put k v", "del k", "append k v --output raw", "incr k --output raw", "txn", "del --prefix a"} {
+	for _, line := range []string{"put k v", "del k", "append k v --output raw", "incr k --output raw", "txn", "del --prefix a", "compact 3", "pin 3 --ttl 1h", "unpin p"} {
 		args := strings.Fields(line)
 		_ = sett(t, "{}", env, args...)
 		_, once := f.seen()

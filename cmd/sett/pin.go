@@ -21,6 +21,8 @@ func (a *app) pinCommand() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 	}
 	conn := a.connectionFlags(cmd)
+	var o client.OnceOptions
+	onceFlag(cmd, &o.IdempotencyKey)
 	cmd.Flags().StringVar(&ttl, "ttl", "", fmt.Sprintf("how long to hold it, at most %s", kv.MaxPinTTL))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		rev, err := parseRevision("REV", args[0])
@@ -38,7 +40,7 @@ func (a *app) pinCommand() *cobra.Command {
 			return usagef("bad value %q for --ttl: want more than 0 and at most %s", ttl, kv.MaxPinTTL)
 		}
 		return conn.do(cmd, func(ctx context.Context, cl *client.Client) error {
-			pin, err := cl.Pin(ctx, rev, d)
+			pin, err := cl.Pin(ctx, rev, d, o)
 			if err != nil {
 				return err
 			}

@@ -16,9 +16,11 @@ func (a *app) unpinCommand() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 	}
 	conn := a.connectionFlags(cmd)
+	var o client.OnceOptions
+	onceFlag(cmd, &o.IdempotencyKey)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return conn.do(cmd, func(ctx context.Context, cl *client.Client) error {
-			if err := cl.Unpin(ctx, args[0]); err != nil {
+			if err := cl.Unpin(ctx, args[0], o); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintf(a.out, "%s holds nothing any more\n", args[0])

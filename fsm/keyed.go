@@ -1,0 +1,187 @@
+package fsm
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+
+	"github.com/settkv/sett/kv"
+)
+
+// Commands that change small state (pins, compaction, settings) may carry an idempotency key like
+// transactions do. What they decided is remembered in the small state itself and not with the data
+// (ADR 0015): a restart applies them again, onto data that may be further than they are, and they must
+// decide as they did then.
+const (
+	// maxKeyed and maxKeyedBytes bound these outcomes. They are constants of the format (Invariant 10a).
+	maxKeyed      = 4000
+	maxKeyedBytes = 1 << 20
+)
+
+// keyedOutcome is a remembered decision about the small state.
+type keyedOutcome struct {
+	Hash    onceHash        `json:"hash"`
+	Request onceHash        `json:"request"`
+	Decided uint64          `json:"decided"` // cluster milliseconds
+	Answer  json.RawMessage `json:"answer"`  // a keyedAnswer
+}
+
+// keyedAnswer is what is remembered of a Result.
+type keyedAnswer struct {
+	NotFound   string              `json:"not_found,omitempty"` // the message of that error
+	Pin        *kv.Pin             `json:"pin,omitempty"`
+	Compaction *kv.Compaction      `json:"compaction,omitempty"`
+	Settings   *kv.ClusterSettings `json:"settings,omitempty"`
+}
+
+func (h onceHash) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
+
+func (h *onceHash) UnmarshalText(b []byte) error {
+	if len(b) != 2*onceHashBytes {
+		return errMalformed
+	}
+	_, err := hex.Decode(h[:], b)
+	return err
+}
+
+func (o *keyedOutcome) bytes() int { return len(o.Answer) + outcomeOverheadBytes }
+
+// keyed returns what is remembered under h, nil if nothing is.
+func (s *small) keyed(h onceHash) *keyedOutcome {
+	if o := s.keyedBy[h]; o != nil && o.Decided+onceKeep > s.clock {
+		return o
+	}
+	return nil
+}
+
+func (s *small) keep(o *keyedOutcome) {
+	s.keyedList = append(s.keyedList, o)
+	s.keyedBy[o.Hash] = o
+	s.keyedBytes += o.bytes()
+}
+
+// dropKeyed takes away what is past its time.
+func (s *small) dropKeyed() {
+	n := 0
+	for n < len(s.keyedList) && s.keyedList[n].Decided+onceKeep <= s.clock {
+		o := s.keyedList[n]
+		if s.keyedBy[o.Hash] == o {
+			delete(s.keyedBy, o.Hash)
+		}
+		s.keyedBytes -= o.bytes()
+		n++
+	}
+	s.keyedList = s.keyedList[n:]
+}
+
+// EncodeKeyed gives a command of EncodeSettings, EncodeCompact, EncodePin or EncodeUnpin an
+// idempotency key. born is as in EncodeTxn.
+func EncodeKeyed(o kv.Once, born uint64, cmd []byte) []byte {
+	e := encoder{b: make([]byte, 0, len(cmd)+64)}
+	e.byte(cmdKeyed)
+	e.once(o, born)
+	e.b = append(e.b, cmd...)
+	return e.b
+}
+
+// applyKeyed applies a command of EncodeKeyed, unless its outcome is remembered: then it is answered with
+// that. It looks at the small state only; that the key names no transaction is for the leader to see to
+// (OnceUsed).
+func (f *FSM) applyKeyed(pos position, body []byte) (Result, error) {
+	d := decoder{b: body}
+	head := d.once()
+	if d.err != nil || len(d.b) == 0 {
+		return Result{}, fmt.Errorf("decode command: %w", errMalformed)
+	}
+	refuse := func(e *kv.Error) (Result, error) {
+		return Result{Err: e, Txn: kv.TxnResult{Revision: f.rev}}, nil
+	}
+	f.small.dropKeyed()
+	if was := f.small.keyed(head.hash); was != nil {
+		if was.Request != head.request {
+			return refuse(errOnceOther())
+		}
+		return f.replayKeyed(was)
+	}
+	if head.late(f.small.clock) {
+		return refuse(errOnceLate())
+	}
+	if len(f.small.keyedList) >= maxKeyed || f.small.keyedBytes >= maxKeyedBytes {
+		return refuse(errOnceFull())
+	}
+	kind := d.b[0]
+	r, err := f.applySmall(pos, kind, d.b[1:])
+	if err != nil {
+		return Result{}, err
+	}
+	a, final := keyedAnswerOf(kind, &r)
+	if !final {
+		return r, nil
+	}
+	answer, err := json.Marshal(a)
+	if err != nil {
+		return Result{}, fmt.Errorf("encode outcome: %w", err)
+	}
+	f.small.keep(&keyedOutcome{Hash: head.hash, Request: head.request, Decided: f.small.clock, Answer: answer})
+	return r, nil
+}
+
+// keyedAnswerOf is what is remembered of r; final is false if it is nothing, because the same command may
+// succeed later.
+func keyedAnswerOf(kind byte, r *Result) (a keyedAnswer, final bool) {
+	switch {
+	case r.Err != nil:
+		a.NotFound = r.Err.Msg
+		return a, r.Err.Code == kv.CodeNotFound
+	case kind == cmdPin:
+		a.Pin = &r.Pin
+	case kind == cmdCompact:
+		a.Compaction = &r.Compaction
+	case kind == cmdSettings:
+		a.Settings = &r.Settings
+	}
+	return a, true
+}
+
+func (f *FSM) replayKeyed(o *keyedOutcome) (Result, error) {
+	var a keyedAnswer
+	if err := json.Unmarshal(o.Answer, &a); err != nil {
+		return Result{}, damaged(err, "a remembered outcome cannot be read")
+	}
+	r := Result{Txn: kv.TxnResult{Revision: f.rev, Succeeded: true, Replayed: true}}
+	if a.NotFound != "" {
+		r.Txn.Succeeded, r.Err = false, kv.NotApplied(kv.CodeNotFound, "%s", a.NotFound)
+	}
+	if a.Pin != nil {
+		r.Pin = *a.Pin
+	}
+	if a.Compaction != nil {
+		r.Compaction = *a.Compaction
+	}
+	if a.Settings != nil {
+		r.Settings = *a.Settings
+	}
+	return r, nil
+}
+
+// OnceUsed reports whether the newest applied state remembers a transaction under this idempotency key.
+func (f *FSM) OnceUsed(key string) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.err(); err != nil {
+		return false, err
+	}
+	h := hashOnce(key)
+	o := f.small.waitingBy[h]
+	if o == nil {
+		b, err := f.newBatch()
+		if err != nil {
+			return false, err
+		}
+		defer b.close()
+		if o, err = b.outcome(h); err != nil {
+			return false, err
+		}
+	}
+	return o != nil && o.live(f.small.clock), nil
+}

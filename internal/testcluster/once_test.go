@@ -2,6 +2,7 @@ package testcluster
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -12,9 +13,10 @@ import (
 	"time"
 )
 
-// incr is one increment under its own idempotency key, and what was said of it.
+// incr is one increment under its own idempotency key, or one pin, and what was said of it.
 type incr struct {
 	key      string
+	pin      bool
 	answered bool
 	body     string
 	revision string
@@ -32,10 +34,14 @@ type incrementer struct {
 
 func (w *incrementer) do(ctx context.Context, in *incr) {
 	again := w.rng.IntN(6) == 0
+	req := Request{Method: http.MethodPost, Path: "/v1/kv/counter?op=incr&timeout=1s", Header: http.Header{"Idempotency-Key": {in.key}}}
+	if in.pin {
+		req.Path, req.Body = "/v1/pins?timeout=1s", `{"revision":1,"ttl":"1h"}`
+	}
 	for ctx.Err() == nil {
 		rctx, cancel := context.WithTimeout(ctx, 1500*time.Millisecond)
 		n := w.c.Nodes[w.rng.IntN(len(w.c.Nodes))]
-		a, err := w.c.Do(rctx, n, Request{Method: http.MethodPost, Path: "/v1/kv/counter?op=incr&timeout=1s", Header: http.Header{"Idempotency-Key": {in.key}}})
+		a, err := w.c.Do(rctx, n, req)
 		cancel()
 		if err != nil || a.Status != http.StatusOK {
 			if err == nil && a.Status < 500 && a.Status != http.StatusTooManyRequests {
@@ -50,7 +56,7 @@ func (w *incrementer) do(ctx context.Context, in *incr) {
 		}
 		body, revision := strings.TrimSpace(string(a.Body)), a.Header.Get("Sett-Revision")
 		if in.answered {
-			if !replayed || body != in.body || revision != in.revision {
+			if !replayed || body != in.body || (revision != in.revision && !in.pin) {
 				w.problems = append(w.problems, fmt.Sprintf("%s: %s at revision %s (replayed: %v), was %s at %s", in.key, body, revision, replayed, in.body, in.revision))
 			}
 			return
@@ -63,16 +69,23 @@ func (w *incrementer) do(ctx context.Context, in *incr) {
 	}
 }
 
-// TestExactlyOnce increments a counter under idempotency keys while leaders are killed
+// pinEach is among how many requests of TestExactlyOnce there is one pin.
+const pinEach = 21
+
+// TestExactlyOnce increments a counter, and makes some pins, under idempotency keys while leaders are killed
 // and cut off. Everybody repeats whatever was not answered, some what was: it counts
 // exactly, and a repeat is answered as the first was.
 func TestExactlyOnce(t *testing.T) {
 	seed := seedOf(t)
-	total, faults, wantReplays := 1000, 10, int64(50)
+	counted, faults, wantReplays := 1000, 10, int64(50)
 	if testing.Short() {
-		total, faults, wantReplays = 300, 3, 15
+		counted, faults, wantReplays = 300, 3, 15
 	}
+	total := counted * pinEach / (pinEach - 1)
 	c := Start(t, 3, seed)
+	if a, err := c.Do(context.Background(), c.Nodes[0], Request{Method: http.MethodPut, Path: "/v1/kv/first", Body: "v"}); err != nil || a.Status != http.StatusCreated {
+		t.Fatalf("%+v, %v", a, err)
+	}
 	rng := rand.New(rand.NewPCG(seed, 31))
 	incrs := make([]incr, total)
 	var next, done, replays atomic.Int64
@@ -96,7 +109,7 @@ func TestExactlyOnce(t *testing.T) {
 				if i >= int64(total) {
 					return
 				}
-				incrs[i].key = fmt.Sprintf("incr %d", i)
+				incrs[i].key, incrs[i].pin = fmt.Sprintf("incr %d", i), i%pinEach == pinEach-1
 				w.do(ctx, &incrs[i])
 			}
 		})
@@ -127,19 +140,36 @@ func TestExactlyOnce(t *testing.T) {
 		}
 	}
 	numbers := map[string]bool{}
+	pins := map[string]bool{}
 	for _, in := range incrs {
 		if !in.answered || numbers[in.body] {
 			t.Errorf("%+v: not answered, or as another was", in)
 		}
 		numbers[in.body] = true
+		var pin struct{ ID string }
+		if in.pin && json.Unmarshal([]byte(in.body), &pin) == nil {
+			pins[pin.ID] = true
+		}
 	}
 	a, err := c.Do(context.Background(), c.Nodes[0], Request{Method: http.MethodGet, Path: "/v1/kv/counter"})
-	if err != nil || string(a.Body) != fmt.Sprint(total) {
-		t.Errorf("the counter is at %s after %d increments: %v", a.Body, total, err)
+	if err != nil || string(a.Body) != fmt.Sprint(counted) {
+		t.Errorf("the counter is at %s after %d increments: %v", a.Body, counted, err)
+	}
+	held, err := c.Do(context.Background(), c.Nodes[0], Request{Method: http.MethodPost, Path: "/v1/compact", Body: `{"revision":2}`})
+	var compaction struct {
+		HeldBy []string `json:"held_by"`
+	}
+	if err != nil || json.Unmarshal(held.Body, &compaction) != nil || len(pins) != total-counted || len(compaction.HeldBy) != len(pins) {
+		t.Errorf("%d pins were made and %d answered, of %d: %v", len(compaction.HeldBy), len(pins), total-counted, err)
+	}
+	for _, id := range compaction.HeldBy {
+		if !pins[id] {
+			t.Errorf("%s was made and nobody was told", id)
+		}
 	}
 	if replays.Load() < wantReplays {
 		t.Errorf("only %d replays were seen, want %d at least", replays.Load(), wantReplays)
 	}
-	t.Logf("faults: %v; counter %s, %d replays", counts, a.Body, replays.Load())
+	t.Logf("faults: %v; counter %s, %d pins, %d replays", counts, a.Body, len(pins), replays.Load())
 	sameContent(t, c)
 }

@@ -307,7 +307,8 @@ const (
 	opPrevious = 1 << iota
 	opReverse
 	opKeysOnly
-	opFlags = 1<<iota - 1
+	opExpiresAt // the time to live is the time of the end
+	opFlags     = 1<<iota - 1
 )
 
 func isRange(k kv.OpKind) bool { return k == kv.OpRange || k == kv.OpDeleteRange }
@@ -336,7 +337,7 @@ func (e *encoder) op(op *kv.Op) {
 	for _, f := range []struct {
 		on  bool
 		bit byte
-	}{{op.Previous, opPrevious}, {op.Reverse, opReverse}, {op.KeysOnly, opKeysOnly}} {
+	}{{op.Previous, opPrevious}, {op.Reverse, opReverse}, {op.KeysOnly, opKeysOnly}, {!op.ExpiresAt.IsZero(), opExpiresAt}} {
 		if f.on {
 			flags |= f.bit
 		}
@@ -351,7 +352,11 @@ func (e *encoder) op(op *kv.Op) {
 	e.string(op.Key)
 	e.bytes(op.Value)
 	e.string(op.ContentType)
-	e.uvarint(uint64(op.TTL / time.Millisecond))
+	if op.ExpiresAt.IsZero() {
+		e.uvarint(uint64(op.TTL / time.Millisecond))
+	} else {
+		e.uvarint(millis(op.ExpiresAt))
+	}
 	e.varint(op.By)
 }
 
@@ -400,6 +405,10 @@ func validateOp(op *kv.Op) error {
 		return kv.NotApplied(kv.CodeTooLarge, "a key of %d bytes is longer than %d", longest, maxKeyBytes)
 	case op.TTL < 0 || op.TTL > maxTTL:
 		return badTxn("a ttl is out of range")
+	case !op.ExpiresAt.IsZero() && (op.Kind != kv.OpPut || op.TTL != 0):
+		return badTxn("the time of the end is for a put without a ttl")
+	case !op.ExpiresAt.IsZero() && (millis(op.ExpiresAt) < 1 || millis(op.ExpiresAt) > maxExpiresAt):
+		return badTxn("the time of the end is out of range")
 	case op.Kind == kv.OpTouch && op.TTL == 0:
 		return badTxn("touch needs a ttl")
 	case len(op.ContentType) > maxContentTypeBytes:
@@ -455,10 +464,17 @@ func (d *decoder) op() kv.Op {
 	}
 	op.Key, op.Value, op.ContentType = d.string(), d.bytes(), d.string()
 	ttl := d.uvarint()
-	if ttl > uint64(maxTTL/time.Millisecond) {
+	switch {
+	case flags&opExpiresAt != 0:
+		if ttl < 1 || ttl > maxExpiresAt {
+			d.fail()
+		}
+		op.ExpiresAt = timeOf(ttl)
+	case ttl > uint64(maxTTL/time.Millisecond):
 		d.fail()
+	default:
+		op.TTL = time.Duration(ttl) * time.Millisecond
 	}
-	op.TTL = time.Duration(ttl) * time.Millisecond
 	op.By = d.varint()
 	return op
 }

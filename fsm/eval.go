@@ -262,7 +262,7 @@ func (t *txn) op(op *kv.Op) (kv.OpResult, error) {
 	switch op.Kind {
 	case kv.OpPut:
 		res.Created = t.creates(p)
-		err = t.set(op.Key, p, record{contentType: op.ContentType, expires: t.expiry(op.TTL), value: op.Value})
+		err = t.set(op.Key, p, record{contentType: op.ContentType, expires: t.expiry(op), value: op.Value})
 	case kv.OpDelete:
 		if p.cur != nil {
 			res.Deleted = 1
@@ -285,7 +285,7 @@ func (t *txn) op(op *kv.Op) (kv.OpResult, error) {
 			}
 		}
 		r := *p.cur
-		r.expires = t.expiry(op.TTL)
+		r.expires = t.expiry(op)
 		t.change(op.Key, p, &r)
 	}
 	if p.cur != nil {
@@ -298,11 +298,15 @@ func (t *txn) op(op *kv.Op) (kv.OpResult, error) {
 // there before the transaction is never made.
 func (*txn) creates(p *pending) bool { return p.old == nil && p.cur == nil }
 
-func (t *txn) expiry(ttl time.Duration) uint64 {
-	if ttl <= 0 {
+// expiry is when what op writes ends. Never in the past: there the expiry index is not looked at again.
+func (t *txn) expiry(op *kv.Op) uint64 {
+	switch {
+	case !op.ExpiresAt.IsZero():
+		return max(millis(op.ExpiresAt), t.clock+1)
+	case op.TTL <= 0:
 		return 0
 	}
-	return t.clock + uint64(ttl/time.Millisecond)
+	return t.clock + uint64(op.TTL/time.Millisecond)
 }
 
 func (t *txn) incr(op *kv.Op, p *pending) (n int64, created bool, err error) {

@@ -62,6 +62,10 @@ func TestFormatsAreGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	until, err := EncodeTxn(kv.Txn{Then: []kv.Op{{Kind: kv.OpPut, Key: "a", ExpiresAt: timeOf(1_700_000_000_000)}}}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	item := kv.Item{Key: "a", Value: []byte("v"), CreateRevision: 1, ModRevision: 2, Version: 2, ContentType: "text/plain", ExpiresAt: timeOf(1_700_000_000_000)}
 	result := Result{Txn: kv.TxnResult{Succeeded: true, Revision: 9, Ops: []kv.OpResult{
 		{Kind: kv.OpPut, Created: true, ModRevision: 9, Previous: &item}, {Kind: kv.OpGet, Item: &item, ModRevision: 2}, {Kind: kv.OpRange, Items: []kv.Item{item}, More: true},
@@ -81,6 +85,7 @@ func TestFormatsAreGolden(t *testing.T) {
 	}{
 		{"batch", encodeBatch(1_700_000_000_000, [][]byte{cmd, EncodeExpire(MaxExpire), EncodeCompact(5), EncodePin(3, time.Hour), EncodeUnpin("pin-7-1")})},
 		{"once", once},
+		{"put with the time of its end", until},
 		{"outcome", waits.encode(waits.body)},
 		{"outcome group", (&group{decided: 5, hashes: []onceHash{waits.hash}}).encode()},
 		{"result", EncodeResult(&result)},

@@ -42,6 +42,7 @@ const (
 
 	maxKeyBytes         = 32 << 10
 	maxContentTypeBytes = 1 << 10
+	maxExpiresAt        = 253_402_300_799_999 // milliseconds; the end of the year 9999
 	maxTTL              = 100 * 366 * 24 * time.Hour
 
 	recordVersion = 1

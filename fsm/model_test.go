@@ -220,11 +220,14 @@ func (w *modelWork) within(r kv.Range, reverse bool) []string {
 	return keys
 }
 
-func (w *modelWork) expiry(ttl time.Duration) time.Time {
-	if ttl == 0 {
+func (w *modelWork) expiry(op *kv.Op) time.Time {
+	switch {
+	case !op.ExpiresAt.IsZero():
+		return timeOf(max(millis(op.ExpiresAt), w.o.clock+1))
+	case op.TTL == 0:
 		return time.Time{}
 	}
-	return timeOf(w.o.clock + uint64(ttl/time.Millisecond))
+	return timeOf(w.o.clock + uint64(op.TTL/time.Millisecond))
 }
 
 func (w *modelWork) op(op *kv.Op) (kv.OpResult, kv.Code) {
@@ -239,7 +242,7 @@ func (w *modelWork) op(op *kv.Op) (kv.OpResult, kv.Code) {
 	switch op.Kind {
 	case kv.OpPut:
 		r.Created = w.creates(op.Key)
-		w.set(op.Key, kv.Item{Value: append([]byte{}, op.Value...), ContentType: op.ContentType, ExpiresAt: w.expiry(op.TTL)})
+		w.set(op.Key, kv.Item{Value: append([]byte{}, op.Value...), ContentType: op.ContentType, ExpiresAt: w.expiry(op)})
 	case kv.OpDelete:
 		if exists {
 			r.Deleted = 1
@@ -267,7 +270,7 @@ func (w *modelWork) op(op *kv.Op) (kv.OpResult, kv.Code) {
 		if !exists {
 			return r, kv.CodeNotFound
 		}
-		w.set(op.Key, kv.Item{Value: old.Value, ContentType: old.ContentType, ExpiresAt: w.expiry(op.TTL)})
+		w.set(op.Key, kv.Item{Value: old.Value, ContentType: old.ContentType, ExpiresAt: w.expiry(op)})
 	case kv.OpRange:
 		for i, k := range w.within(op.Range, op.Reverse) {
 			if i == op.Limit {
@@ -322,6 +325,9 @@ func randomOps(rng *rand.Rand) []kv.Op {
 			op.Kind, op.Value = kv.OpPut, bytes.Repeat([]byte{byte(rng.Uint32())}, rng.IntN(1+pieceBytes*4/3))
 		case 4:
 			op.Kind, op.Value, op.TTL = kv.OpPut, []byte("t"), time.Duration(1+rng.IntN(400))*time.Second
+			if rng.IntN(3) == 0 { // around the model's clock
+				op.TTL, op.ExpiresAt = 0, timeOf(1_000_000+rng.Uint64N(1_500_000))
+			}
 		case 5, 6:
 			op.Kind = kv.OpDelete
 		case 7:

@@ -225,6 +225,9 @@ func (x *fakeTxn) do(op kv.Op) (kv.OpResult, error) {
 			if op.TTL > 0 {
 				it.ExpiresAt = x.f.now.Add(op.TTL)
 			}
+			if !op.ExpiresAt.IsZero() {
+				it.ExpiresAt = op.ExpiresAt
+			}
 		})
 	case kv.OpAppend:
 		r.Created = x.put(op.Key, func(it *kv.Item) { it.Value = append(append([]byte{}, it.Value...), op.Value...) })

@@ -194,7 +194,7 @@ func (p *lineParser) putLine(l *parsedLine) error {
 			p.applied++
 			return nil
 		}
-		l.op.TTL = roundTTL(left)
+		l.op.ExpiresAt = l.expiresAt.Add(time.Millisecond - 1).Truncate(time.Millisecond)
 	}
 	p.ops = append(p.ops, l.op)
 	p.applied++

@@ -78,6 +78,7 @@ type Op struct {
 	Value       []byte        // put, append
 	ContentType string        // put
 	TTL         time.Duration // put (0: never expires), touch (required)
+	ExpiresAt   time.Time     // put, instead of TTL: when it ends, in cluster time and whole milliseconds; at once if that is over
 	By          int64         // incr
 	// Previous asks for the item as it was before the operation.
 	Previous bool

@@ -24,7 +24,7 @@ import (
 
 // machine is an FSM under test and the log that it is fed.
 type machine struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	store *snapshot.Store
 	*FSM
@@ -32,7 +32,7 @@ type machine struct {
 	log   []Log // all entries, for delivery after a restart
 }
 
-func newMachine(t *testing.T) *machine {
+func newMachine(t testing.TB) *machine {
 	t.Helper()
 	m := &machine{t: t, dir: filepath.Join(t.TempDir(), "state")}
 	m.open()

@@ -143,6 +143,7 @@ func TestScan(t *testing.T) {
 func FuzzScan(f *testing.F) {
 	f.Add("a\na/b\na/c\n\xff\n\xff\xff", "a", "", "", "/", false)
 	f.Add("x/\nx/y\nx//\nx0", "", "x/", "x0", "/", true)
+	m := newMachine(f)
 	f.Fuzz(func(t *testing.T, list, prefix, start, end, delimiter string, reverse bool) {
 		set := map[string]bool{}
 		var keys []string
@@ -159,7 +160,8 @@ func FuzzScan(f *testing.F) {
 		if len(keys) == 0 || q.Range.Empty() || max(len(prefix), len(start), len(end)) > 1000 {
 			t.Skip("nothing to scan")
 		}
-		m := newMachine(t)
+		m.t = t // one machine for all: making one takes longer than thousands of scans
+		m.mustTxn(kv.Op{Kind: kv.OpDeleteRange})
 		fill(m, keys)
 		checkScan(t, m, keys, q, 0)
 	})

@@ -27,6 +27,9 @@ const (
 	flattenMaxBytes = 512 << 20
 	// collectFiles is how many log files written make collection due at once.
 	collectFiles = 2
+	// calmFiles is how many log files may be there while collection takes a quarter of a core; up to
+	// twice as many it takes half of one, and with more it does not rest.
+	calmFiles = 6
 	// maxSamples bounds the memory of what was written when.
 	maxSamples = 2048
 	// sampleBytes is the distance of samples at first.
@@ -35,8 +38,9 @@ const (
 
 // upkeep is what the background work knows and counts.
 type upkeep struct {
-	due  chan struct{} // asks for a collection
-	turn chan struct{} // holds one token: who has it compacts
+	due   chan struct{} // asks for a collection
+	turn  chan struct{} // holds one token: who has it compacts
+	haste chan struct{} // tells the collection under way to rest no more
 
 	reads, commits, bytes atomic.Uint64
 	gcRuns, flattens      atomic.Uint64
@@ -56,6 +60,7 @@ func (u *upkeep) init() {
 	u.due = make(chan struct{}, 1)
 	u.turn = make(chan struct{}, 1)
 	u.turn <- struct{}{}
+	u.haste = make(chan struct{}, 1)
 }
 
 // committed accounts for a commit of size bytes; ts 0 is a trim.
@@ -171,7 +176,7 @@ func (e *Engine) collect(ctx context.Context) {
 		case <-e.upkeep.due:
 		}
 		// A failure is latched and reported there.
-		if err := e.compact(ctx, e.flattenPays()); err != nil && ctx.Err() == nil {
+		if err := e.compact(ctx, e.flattenPays(), true); err != nil && ctx.Err() == nil {
 			return
 		}
 	}
@@ -191,11 +196,24 @@ func (e *Engine) flattenPays() bool {
 // Compact discards the history that may go and frees the disk space behind it. It
 // blocks for as long as that takes, which with much data is minutes; ctx can end it
 // between steps. Reads and commits go on.
-func (e *Engine) Compact(ctx context.Context) error { return e.compact(ctx, true) }
+func (e *Engine) Compact(ctx context.Context) error {
+	select {
+	case e.upkeep.haste <- struct{}{}:
+	default:
+	}
+	return e.compact(ctx, true, false)
+}
 
-func (e *Engine) compact(ctx context.Context, flatten bool) error {
+// compact does one round of collection, in which it rests if it is to be calm.
+func (e *Engine) compact(ctx context.Context, flatten, calm bool) error {
 	select {
 	case <-e.upkeep.turn:
+		if !calm { // haste was for the round before
+			select {
+			case <-e.upkeep.haste:
+			default:
+			}
+		}
 		defer func() { e.upkeep.turn <- struct{}{} }()
 	case <-ctx.Done():
 		return ctx.Err()
@@ -221,11 +239,13 @@ func (e *Engine) compact(ctx context.Context, flatten bool) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		began := time.Now()
 		err := e.db.RunValueLogGC(e.cfg.GCDiscardRatio)
 		switch {
 		case err == nil:
 			e.upkeep.gcRuns.Add(1)
 			misses = 0
+			calm = calm && e.rest(ctx, time.Since(began))
 		case errors.Is(err, badger.ErrNoRewrite), errors.Is(err, badger.ErrRejected):
 			misses++
 		default:
@@ -234,6 +254,36 @@ func (e *Engine) compact(ctx context.Context, flatten bool) error {
 	}
 	e.parkAll()
 	return nil
+}
+
+// rest pauses after a log file whose collection took that long: Badger looks every entry of it up in the tree,
+// which at the speed of a core takes too much of a small machine from reads and writes. It returns false if the rest
+// of the round is to be done in haste.
+func (e *Engine) rest(ctx context.Context, took time.Duration) bool {
+	pause := took * time.Duration(restFactor(e.logFiles()))
+	if pause == 0 || e.upkeep.free.Load() < e.cfg.MinFreeBytes+calmFiles*uint64(e.cfg.ValueLogFileBytes) {
+		return true
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-e.upkeep.haste:
+		return false
+	}
+	return true
+}
+
+// restFactor is how many times as long as its work collection rests while there are so many log files.
+func restFactor(files int) int {
+	switch {
+	case files <= calmFiles:
+		return 3
+	case files <= 2*calmFiles:
+		return 1
+	}
+	return 0
 }
 
 // flatten merges all levels into one, which is what drops discarded history.

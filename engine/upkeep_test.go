@@ -135,7 +135,7 @@ func TestFlattenByItself(t *testing.T) {
 	n := e.Stats().Flattens
 	write(1)
 	e.SetDiscard(ts)
-	must(t, e.compact(context.Background(), e.flattenPays()))
+	must(t, e.compact(context.Background(), e.flattenPays(), false))
 	if s := e.Stats(); s.Flattens != n {
 		t.Error("flattened for one small revision")
 	}
@@ -229,5 +229,42 @@ func TestCommitsAreBounded(t *testing.T) {
 	must(t, <-done)
 	if s := e.Stats(); s.PendingCommits != 0 || s.PendingBytes != 0 {
 		t.Errorf("pending %d, %d bytes", s.PendingCommits, s.PendingBytes)
+	}
+}
+
+// TestCollectionRests: it rests while there are few files, not when somebody waits for it, and not at the end.
+func TestCollectionRests(t *testing.T) {
+	for files, want := range map[int]int{0: 3, calmFiles: 3, calmFiles + 1: 1, 2 * calmFiles: 1, 2*calmFiles + 1: 0, 100: 0} {
+		if got := restFactor(files); got != want {
+			t.Errorf("%d files: %d, want %d", files, got, want)
+		}
+	}
+	e := open(t, freshDir(t))
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if !e.rest(ctx, time.Hour) {
+		t.Error("the end is no haste")
+	}
+	// A round rests, as if for hours, and has the turn.
+	<-e.upkeep.turn
+	rested := make(chan bool)
+	go func() { rested <- e.rest(context.Background(), time.Hour) }()
+	done := make(chan error)
+	go func() { done <- e.Compact(context.Background()) }()
+	if <-rested {
+		t.Error("it went on resting with somebody waiting")
+	}
+	e.upkeep.turn <- struct{}{}
+	must(t, <-done)
+	// What was asked for in vain wakes no later round.
+	select {
+	case <-e.upkeep.haste:
+		t.Error("haste is left")
+	default:
+	}
+	// Short of space there is no rest.
+	e.upkeep.free.Store(0)
+	if !e.rest(context.Background(), time.Hour) {
+		t.Error("no space, and it rested")
 	}
 }

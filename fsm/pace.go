@@ -17,7 +17,7 @@ const (
 	pacePeriod = 100 * time.Millisecond
 	shortOfCPU = 200 * time.Microsecond
 	// The bounds of the pace, in bytes of events a second.
-	leastPace = 8 << 20
+	leastPace = 4 << 20
 	mostPace  = 256 << 20
 	// batchCost is what a batch costs beside its bytes, and diskCost an event that had to be
 	// read again.

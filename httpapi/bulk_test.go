@@ -153,7 +153,8 @@ func TestBulkBadLines(t *testing.T) {
 		for bad, code := range map[string]kv.Code{
 			`x`: kv.CodeInvalidArgument, `[]`: kv.CodeInvalidArgument, `{}`: kv.CodeInvalidArgument, `{"key":"a"}`: kv.CodeInvalidArgument, `{"value":"a"}`: kv.CodeInvalidArgument, `{"key":"","value":"a"}`: kv.CodeInvalidArgument,
 			`{"key":"a","value":"b"}x`: kv.CodeInvalidArgument, `{"key":"a","value":"b"}{}`: kv.CodeInvalidArgument, `{"key":"a","value":"b","x":1}`: kv.CodeInvalidArgument, `{"key":"a","key":"b","value":""}`: kv.CodeInvalidArgument,
-			`{"key":"a","value":"b","ttl":"1s","expires_at":"2031-01-01T00:00:00Z"}`: kv.CodeInvalidArgument, `{"key":"a","value":"b","expires_at":"tomorrow"}`: kv.CodeInvalidArgument, `{"key":"a","value":"b","expires_at":"2200-01-01T00:00:00Z"}`: kv.CodeInvalidArgument,
+			`{"key":"a","value":"b","ttl":"1s","expires_at":"2031-01-01T00:00:00Z"}`: kv.CodeInvalidArgument, `{"key":"a","value":"b","expires_at":"tomorrow"}`: kv.CodeInvalidArgument, `{"key":"a","value":"b","expires_at":"2031-01-01T00:00:00+24:00"}`: kv.CodeInvalidArgument,
+			`{"key":"a","value":"b","expires_at":"2031-01-01T00:00:00,5Z"}`: kv.CodeInvalidArgument, `{"key":"a","value":"b","expires_at":"2031-01-01T0:00:00Z"}`: kv.CodeInvalidArgument, `{"key":"a","value":"b","expires_at":"2200-01-01T00:00:00Z"}`: kv.CodeInvalidArgument,
 			`{"key":"a","value":"b","version":"1"}`: kv.CodeInvalidArgument, `{"key":"a","value_base64":"?"}`: kv.CodeInvalidArgument, "{\"key\":\"\xff\",\"value\":\"\"}": kv.CodeInvalidArgument, `{"key":"a","value":"b","revision":1}`: kv.CodeInvalidArgument,
 			`{"key":"a","value":"b","count":1}`: kv.CodeInvalidArgument, `{"delete":"a","value":"b"}`: kv.CodeInvalidArgument, `{"delete":""}`: kv.CodeInvalidArgument, `{"delete":null}`: kv.CodeInvalidArgument, `{"delete":"a","delete_base64":"YQ=="}`: kv.CodeInvalidArgument,
 			`{"begin":true}`: kv.CodeInvalidArgument, `{"begin":false}`: kv.CodeInvalidArgument, `{"end":true,"count":4}`: kv.CodeInvalidArgument, `{"end":true,"count":2}`: kv.CodeInvalidArgument, `{"end":false}`: kv.CodeInvalidArgument, `{"end":true,"count":-1}`: kv.CodeInvalidArgument,
@@ -488,7 +489,7 @@ func TestBulkThatChangesNothing(t *testing.T) {
 				t.Fatal(w.Code)
 			}
 		}
-		for _, body := range []string{"", "\n", `{"end":true,"count":0}`, `{"delete":"none"}`, `{"key":"b","value":"x","expires_at":"2000-01-01T00:00:00Z"}`} {
+		for _, body := range []string{"", "\n", `{"end":true,"count":0}`, `{"delete":"none"}`, `{"key":"b","value":"x","expires_at":"2000-01-01T00:00:00Z"}`, `{"key":"b","value":"x","expires_at":"0001-01-01T00:00:00Z"}`} {
 			w := asked.do(t, "POST", "/v1/kv", body, loadType)
 			if w.Code != 200 || !strings.Contains(w.Body.String(), `"revision":3}`) || w.Header().Get(headerRevision) != "3" {
 				t.Errorf("%q: %d %s, %s", body, w.Code, w.Body, w.Header().Get(headerRevision))

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -219,15 +220,21 @@ func (j *jsonReader) switchOn(to *bool) error {
 	return err
 }
 
-// time reads a time as RFC 3339.
+// rfc3339 is the form of a time.
+var rfc3339 = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+
+// time reads a time as RFC 3339; strictly, which time.Parse is not. It is never the zero time.
 func (j *jsonReader) time() (time.Time, error) {
 	text, err := j.text()
 	if err != nil {
 		return time.Time{}, err
 	}
 	t, err := time.Parse(time.RFC3339Nano, text)
-	if err != nil || t.IsZero() {
+	if err != nil || !rfc3339.MatchString(text) {
 		return time.Time{}, j.bad("%s is no time as RFC 3339 has it, for example \"2030-01-02T15:04:05Z\"", quote(text))
+	}
+	if t.IsZero() {
+		t = t.Add(time.Nanosecond)
 	}
 	return t, nil
 }

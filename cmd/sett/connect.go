@@ -15,6 +15,7 @@ import (
 
 	"github.com/settkv/sett/client"
 	"github.com/settkv/sett/config"
+	"github.com/settkv/sett/kv"
 )
 
 // The forms of output. The default, "", is what reads best: a table, or for a value
@@ -134,7 +135,22 @@ func (c *connection) stream(cmd *cobra.Command, fn func(context.Context, *client
 
 // onceFlag gives a write the flag for its idempotency key.
 func onceFlag(cmd *cobra.Command, key *string) {
-	cmd.Flags().StringVar(key, "idempotency-key", "", "name of this write: sent again under it, it is answered as before and changes nothing (default a random one)")
+	cmd.Flags().Var((*onceKey)(key), "idempotency-key", "name of this write: sent again under it, it is answered as before and changes nothing (default a random one)")
+}
+
+// onceKey is the value of that flag. An empty one, say of a variable that is not set, would be a random key,
+// and the write done again when it is sent again.
+type onceKey string
+
+func (k *onceKey) String() string { return string(*k) }
+func (k *onceKey) Type() string   { return "string" }
+
+func (k *onceKey) Set(v string) error {
+	if v == "" || len(v) > kv.MaxOnceKeyBytes {
+		return fmt.Errorf("want 1 to %d bytes", kv.MaxOnceKeyBytes)
+	}
+	*k = onceKey(v)
+	return nil
 }
 
 // maxInputBytes bounds a value or a transaction that is read whole; the cluster's own

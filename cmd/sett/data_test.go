@@ -288,6 +288,9 @@ func TestIdempotencyKeys(t *testing.T) {
 		if _, once := f.seen(); len(once) != 1 || once[0] != "mine" {
 			t.Errorf("%s: sent %q, %+v", line, once, r)
 		}
+		if r := sett(t, "{}", env, append(args, "--idempotency-key", "")...); r.code != exitUsage {
+			t.Errorf("%s with an empty key: %+v", line, r)
+		}
 	}
 }
 

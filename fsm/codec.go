@@ -284,11 +284,9 @@ func relayed(cmd []byte, born uint64) (kv.Txn, []byte, error) {
 		return t, cmd, err
 	case cmdOnce:
 		const hashes = 1 + 2*onceHashBytes
-		if len(cmd) < hashes {
+		if d.once(); d.err != nil {
 			return kv.Txn{}, nil, errMalformed
 		}
-		d.b = cmd[hashes:]
-		d.uvarint()
 		rest := d.b
 		t, err := decodeTxn(&d)
 		e := encoder{b: append(make([]byte, 0, len(cmd)+8), cmd[:hashes]...)}

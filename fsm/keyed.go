@@ -164,24 +164,22 @@ func (f *FSM) replayKeyed(o *keyedOutcome) (Result, error) {
 	return r, nil
 }
 
-// OnceUsed reports whether the newest applied state remembers a transaction under this idempotency key.
-func (f *FSM) OnceUsed(key string) (bool, error) {
+// OnceUsed is the conflict that there is if the newest applied state remembers a transaction under this
+// idempotency key, nil otherwise.
+func (f *FSM) OnceUsed(key string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.err(); err != nil {
-		return false, err
+		return err
 	}
-	h := hashOnce(key)
-	o := f.small.waitingBy[h]
-	if o == nil {
-		b, err := f.newBatch()
-		if err != nil {
-			return false, err
-		}
-		defer b.close()
-		if o, err = b.outcome(h); err != nil {
-			return false, err
-		}
+	b, err := f.newBatch()
+	if err != nil {
+		return err
 	}
-	return o != nil && o.live(f.small.clock), nil
+	defer b.close()
+	o, err := f.remembered(b, hashOnce(key))
+	if err == nil && o != nil {
+		err = errOnceOther()
+	}
+	return err
 }

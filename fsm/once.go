@@ -102,14 +102,7 @@ func decodeOutcome(b []byte) (*outcome, error) {
 		return nil, fmt.Errorf("outcome format version %d: %w", v, kv.ErrUnknownVersion)
 	}
 	o := &outcome{}
-	for _, h := range []*onceHash{&o.hash, &o.request} {
-		if len(d.b) < onceHashBytes {
-			d.fail()
-			break
-		}
-		copy(h[:], d.b)
-		d.b = d.b[onceHashBytes:]
-	}
+	o.hash, o.request = d.onceHash(), d.onceHash()
 	o.decided, o.seq, o.size = d.uvarint(), d.uvarint(), d.uvarint()
 	switch {
 	case d.err != nil:
@@ -262,17 +255,18 @@ func (e *encoder) once(o kv.Once, born uint64) {
 	e.uvarint(born)
 }
 
-func (d *decoder) once() (h onceHead) {
-	for _, sum := range []*onceHash{&h.hash, &h.request} {
-		if len(d.b) < onceHashBytes {
-			d.fail()
-			return h
-		}
-		copy(sum[:], d.b)
-		d.b = d.b[onceHashBytes:]
+func (d *decoder) onceHash() (h onceHash) {
+	if len(d.b) < onceHashBytes {
+		d.fail()
+		return h
 	}
-	h.born = d.uvarint()
+	copy(h[:], d.b)
+	d.b = d.b[onceHashBytes:]
 	return h
+}
+
+func (d *decoder) once() onceHead {
+	return onceHead{hash: d.onceHash(), request: d.onceHash(), born: d.uvarint()}
 }
 
 // late says that an earlier try of the command may be forgotten.
@@ -303,14 +297,11 @@ func (f *FSM) applyOnce(b **batch, pos position, cmd []byte) (Result, error) {
 		return refuse(errOnceOther())
 	}
 	f.small.dropWaiting()
-	was := f.small.waitingBy[o.hash]
-	if was == nil {
-		var err error
-		if was, err = (*b).outcome(o.hash); err != nil {
-			return Result{}, err
-		}
+	was, err := f.remembered(*b, o.hash)
+	if err != nil {
+		return Result{}, err
 	}
-	if was != nil && was.live(f.small.clock) {
+	if was != nil {
 		if was.request != o.request {
 			return refuse(errOnceOther())
 		}
@@ -343,6 +334,21 @@ func (f *FSM) applyOnce(b **batch, pos position, cmd []byte) (Result, error) {
 	}
 	f.small.wait(o)
 	return res, nil
+}
+
+// remembered returns the outcome of a transaction under h, nil if there is none or it is past its time.
+func (f *FSM) remembered(b *batch, h onceHash) (*outcome, error) {
+	o := f.small.waitingBy[h]
+	if o == nil {
+		var err error
+		if o, err = b.outcome(h); err != nil {
+			return nil, err
+		}
+	}
+	if o == nil || !o.live(f.small.clock) {
+		return nil, nil
+	}
+	return o, nil
 }
 
 func (f *FSM) replay(b *batch, o *outcome) (Result, error) {

@@ -13,128 +13,116 @@ import (
 
 // A repeat with the same key is answered as the first request was, and changes nothing.
 func TestIdempotencyKey(t *testing.T) {
-	for name, setUp := range map[string]func(t *testing.T) (asked, leader *fixture){
-		"here":      func(t *testing.T) (*fixture, *fixture) { f := newFixture(t); return f, f },
-		"forwarded": func(t *testing.T) (*fixture, *fixture) { p := newPair(t); return p.asked, p.leader },
-	} {
-		t.Run(name, func(t *testing.T) {
-			asked, leader := setUp(t)
-			leader.store.set(kv.Item{Key: "text", Value: []byte("no number")}, kv.Item{Key: "del"}, kv.Item{Key: "r/1"}, kv.Item{Key: "r/2"})
-			for i, s := range []step{
-				{req: "PUT /v1/kv/new", body: "v"},
-				{req: "PUT /v1/kv/new?ttl=5s&previous=1", body: "w"},
-				{req: "POST /v1/kv/n?op=incr&by=5"},
-				{req: "POST /v1/kv?key=n&op=append", body: "0"},
-				{req: "POST /v1/kv/n?op=touch&ttl=60"},
-				{req: "DELETE /v1/kv/del"},
-				{req: "DELETE /v1/kv/del"}, // 404
-				{req: "PUT /v1/kv/new", body: "v", headers: []string{`If-Match: "1"`}},
-				{req: "PUT /v1/kv/new", body: "v", headers: []string{`If-None-Match: *`}},
-				{req: "POST /v1/kv/text?op=incr"}, // 409
-				{req: "POST /v1/kv/none?op=touch&ttl=60"},
-				{req: "DELETE /v1/kv?prefix=r/"},
-				{req: "DELETE /v1/kv?prefix=none"},
-				{req: "POST /v1/txn", body: `{"then":[{"incr":{"key":"n"}},{"get":{"key":"n"}}]}`},
-				{req: "POST /v1/txn", body: `{"if":[{"key":"x","exists":true}],"then":[{"incr":{"key":"n"}}]}`},
-				{req: "POST /v1/txn", body: `{"then":[{"put":{"key":"q","value":""}},{"incr":{"key":"text"}}]}`},
-			} {
-				method, target, _ := strings.Cut(s.req, " ")
-				h := append(s.headers, "Idempotency-Key: key-"+string(rune('a'+i)), "Sett-Request-Id: r")
-				first := asked.do(t, method, target, s.body, h...)
-				if first.Header().Get("Sett-Replayed") != "" {
-					t.Fatalf("%s: the first is a replay", s.req)
-				}
-				leader.store.set(kv.Item{Key: "other"})
-				rev := leader.store.Revision()
-				sep := "?"
-				if strings.Contains(target, "?") {
-					sep = "&"
-				}
-				again := asked.do(t, method, target+sep+"timeout=7s&timing=1", s.body, h...)
-				if again.Code != first.Code || again.Body.String() != first.Body.String() || again.Header().Get("Sett-Replayed") != "true" {
-					t.Errorf("%s: %d %s, at first %d %s; Sett-Replayed %q", s.req, again.Code, again.Body, first.Code, first.Body, again.Header().Get("Sett-Replayed"))
-				}
-				for _, name := range []string{"ETag", "Sett-Revision", "Content-Type", "Content-Length"} {
-					if again.Header().Get(name) != first.Header().Get(name) {
-						t.Errorf("%s: %s %q, at first %q", s.req, name, again.Header().Get(name), first.Header().Get(name))
-					}
-				}
-				if leader.store.Revision() != rev {
-					t.Errorf("%s: the repeat changed something", s.req)
-				}
-				// The same key on another request is a conflict.
-				other := map[string]func() (string, string, string, []string){
-					"method": func() (string, string, string, []string) { return "PUT", "/v1/kv/" + method, s.body, nil },
-					"query":  func() (string, string, string, []string) { return method, target + sep + "previous=1", s.body, nil },
-					"type": func() (string, string, string, []string) {
-						return method, target, s.body, []string{"Content-Type: other/type"}
-					},
-				}
-				for what, o := range other {
-					m, tg, b, extra := o()
-					if strings.Contains(target, "previous") && what == "query" || strings.Contains(target, "prefix") && what == "query" || strings.Contains(target, "txn") && what == "query" {
-						continue
-					}
-					w := asked.do(t, m, tg, b, append(append(s.headers, "Idempotency-Key: key-"+string(rune('a'+i))), extra...)...)
-					wantProblem(t, w, 409, kv.CodeConflict)
-				}
-				if s.body != "" {
-					wantProblem(t, asked.do(t, method, target, s.body+" ", h...), 409, kv.CodeConflict)
-				}
-				if len(s.headers) > 0 {
-					wantProblem(t, asked.do(t, method, target, s.body, h[len(s.headers):]...), 409, kv.CodeConflict)
+	bothWays(t, func(t *testing.T, asked, leader *fixture) {
+		leader.store.set(kv.Item{Key: "text", Value: []byte("no number")}, kv.Item{Key: "del"}, kv.Item{Key: "r/1"}, kv.Item{Key: "r/2"})
+		for i, s := range []step{
+			{req: "PUT /v1/kv/new", body: "v"},
+			{req: "PUT /v1/kv/new?ttl=5s&previous=1", body: "w"},
+			{req: "POST /v1/kv/n?op=incr&by=5"},
+			{req: "POST /v1/kv?key=n&op=append", body: "0"},
+			{req: "POST /v1/kv/n?op=touch&ttl=60"},
+			{req: "DELETE /v1/kv/del"},
+			{req: "DELETE /v1/kv/del"}, // 404
+			{req: "PUT /v1/kv/new", body: "v", headers: []string{`If-Match: "1"`}},
+			{req: "PUT /v1/kv/new", body: "v", headers: []string{`If-None-Match: *`}},
+			{req: "POST /v1/kv/text?op=incr"}, // 409
+			{req: "POST /v1/kv/none?op=touch&ttl=60"},
+			{req: "DELETE /v1/kv?prefix=r/"},
+			{req: "DELETE /v1/kv?prefix=none"},
+			{req: "POST /v1/txn", body: `{"then":[{"incr":{"key":"n"}},{"get":{"key":"n"}}]}`},
+			{req: "POST /v1/txn", body: `{"if":[{"key":"x","exists":true}],"then":[{"incr":{"key":"n"}}]}`},
+			{req: "POST /v1/txn", body: `{"then":[{"put":{"key":"q","value":""}},{"incr":{"key":"text"}}]}`},
+		} {
+			method, target, _ := strings.Cut(s.req, " ")
+			h := append(s.headers, "Idempotency-Key: key-"+string(rune('a'+i)), "Sett-Request-Id: r")
+			first := asked.do(t, method, target, s.body, h...)
+			if first.Header().Get("Sett-Replayed") != "" {
+				t.Fatalf("%s: the first is a replay", s.req)
+			}
+			leader.store.set(kv.Item{Key: "other"})
+			rev := leader.store.Revision()
+			sep := "?"
+			if strings.Contains(target, "?") {
+				sep = "&"
+			}
+			again := asked.do(t, method, target+sep+"timeout=7s&timing=1", s.body, h...)
+			if again.Code != first.Code || again.Body.String() != first.Body.String() || again.Header().Get("Sett-Replayed") != "true" {
+				t.Errorf("%s: %d %s, at first %d %s; Sett-Replayed %q", s.req, again.Code, again.Body, first.Code, first.Body, again.Header().Get("Sett-Replayed"))
+			}
+			for _, name := range []string{"ETag", "Sett-Revision", "Content-Type", "Content-Length"} {
+				if again.Header().Get(name) != first.Header().Get(name) {
+					t.Errorf("%s: %s %q, at first %q", s.req, name, again.Header().Get(name), first.Header().Get(name))
 				}
 			}
-		})
-	}
+			if leader.store.Revision() != rev {
+				t.Errorf("%s: the repeat changed something", s.req)
+			}
+			// The same key on another request is a conflict.
+			other := map[string]func() (string, string, string, []string){
+				"method": func() (string, string, string, []string) { return "PUT", "/v1/kv/" + method, s.body, nil },
+				"query":  func() (string, string, string, []string) { return method, target + sep + "previous=1", s.body, nil },
+				"type": func() (string, string, string, []string) {
+					return method, target, s.body, []string{"Content-Type: other/type"}
+				},
+			}
+			for what, o := range other {
+				m, tg, b, extra := o()
+				if strings.Contains(target, "previous") && what == "query" || strings.Contains(target, "prefix") && what == "query" || strings.Contains(target, "txn") && what == "query" {
+					continue
+				}
+				w := asked.do(t, m, tg, b, append(append(s.headers, "Idempotency-Key: key-"+string(rune('a'+i))), extra...)...)
+				wantProblem(t, w, 409, kv.CodeConflict)
+			}
+			if s.body != "" {
+				wantProblem(t, asked.do(t, method, target, s.body+" ", h...), 409, kv.CodeConflict)
+			}
+			if len(s.headers) > 0 {
+				wantProblem(t, asked.do(t, method, target, s.body, h[len(s.headers):]...), 409, kv.CodeConflict)
+			}
+		}
+	})
 }
 
 // What changes no keys is done once, too, and answered again; its keys and those of writes are the same ones.
 func TestIdempotencyKeyOfSmallThings(t *testing.T) {
-	for name, setUp := range map[string]func(t *testing.T) (asked, leader *fixture){
-		"here":      func(t *testing.T) (*fixture, *fixture) { f := newFixture(t); return f, f },
-		"forwarded": func(t *testing.T) (*fixture, *fixture) { p := newPair(t); return p.asked, p.leader },
-	} {
-		t.Run(name, func(t *testing.T) {
-			asked, leader := setUp(t)
-			for range 9 {
-				leader.store.set(kv.Item{Key: "k"})
+	bothWays(t, func(t *testing.T, asked, leader *fixture) {
+		for range 9 {
+			leader.store.set(kv.Item{Key: "k"})
+		}
+		var lost atomic.Int32
+		leader.store.afterKeyed = func() error {
+			if lost.Add(1)%2 == 1 {
+				return kv.Unknown(nil, "lost")
 			}
-			var lost atomic.Int32
-			leader.store.afterKeyed = func() error {
-				if lost.Add(1)%2 == 1 {
-					return kv.Unknown(nil, "lost")
-				}
-				return nil
+			return nil
+		}
+		for i, s := range []step{
+			{req: "POST /v1/pins", body: `{"revision":3,"ttl":"1h"}`, status: 200},
+			{req: "POST /v1/compact", body: `{"revision":5}`, status: 200},
+			{req: "DELETE /v1/pins/pin-1", status: 204},
+			{req: "DELETE /v1/pins/pin-1", status: 404},
+			{req: "PUT /v1/cluster/settings", body: `{"max_key_bytes":99}`, status: 200},
+		} {
+			method, target, _ := strings.Cut(s.req, " ")
+			h := []string{"Idempotency-Key: key-" + string(rune('a'+i)), "Sett-Request-Id: r"}
+			lost.Store(0) // the first answer is lost
+			first := asked.do(t, method, target, s.body, h...)
+			if first.Code != s.status || first.Header().Get("Sett-Replayed") != "true" {
+				t.Errorf("%s: %d %s, Sett-Replayed %q", s.req, first.Code, first.Body, first.Header().Get("Sett-Replayed"))
 			}
-			for i, s := range []step{
-				{req: "POST /v1/pins", body: `{"revision":3,"ttl":"1h"}`, status: 200},
-				{req: "POST /v1/compact", body: `{"revision":5}`, status: 200},
-				{req: "DELETE /v1/pins/pin-1", status: 204},
-				{req: "DELETE /v1/pins/pin-1", status: 404},
-				{req: "PUT /v1/cluster/settings", body: `{"max_key_bytes":99}`, status: 200},
-			} {
-				method, target, _ := strings.Cut(s.req, " ")
-				h := []string{"Idempotency-Key: key-" + string(rune('a'+i)), "Sett-Request-Id: r"}
-				lost.Store(0) // the first answer is lost
-				first := asked.do(t, method, target, s.body, h...)
-				if first.Code != s.status || first.Header().Get("Sett-Replayed") != "true" {
-					t.Errorf("%s: %d %s, Sett-Replayed %q", s.req, first.Code, first.Body, first.Header().Get("Sett-Replayed"))
-				}
-				pins := len(leader.store.pins)
-				again := asked.do(t, method, target+"?timeout=7s", s.body, h...)
-				if again.Code != first.Code || again.Body.String() != first.Body.String() || again.Header().Get("Sett-Replayed") != "true" || len(leader.store.pins) != pins {
-					t.Errorf("%s: %d %s, at first %d %s; Sett-Replayed %q", s.req, again.Code, again.Body, first.Code, first.Body, again.Header().Get("Sett-Replayed"))
-				}
-				if s.body != "" {
-					wantProblem(t, asked.do(t, method, target, s.body+" ", h...), 409, kv.CodeConflict)
-				}
-				wantProblem(t, asked.do(t, "PUT", "/v1/kv/a", "v", h...), 409, kv.CodeConflict)
+			pins := len(leader.store.pins)
+			again := asked.do(t, method, target+"?timeout=7s", s.body, h...)
+			if again.Code != first.Code || again.Body.String() != first.Body.String() || again.Header().Get("Sett-Replayed") != "true" || len(leader.store.pins) != pins {
+				t.Errorf("%s: %d %s, at first %d %s; Sett-Replayed %q", s.req, again.Code, again.Body, first.Code, first.Body, again.Header().Get("Sett-Replayed"))
 			}
-			runSteps(t, asked, []step{{req: "PUT /v1/kv/a", body: "v", headers: []string{"Idempotency-Key: put"}, status: 201}})
-			wantProblem(t, asked.do(t, "POST", "/v1/pins", `{"revision":9,"ttl":"1h"}`, "Idempotency-Key: put"), 409, kv.CodeConflict)
-		})
-	}
+			if s.body != "" {
+				wantProblem(t, asked.do(t, method, target, s.body+" ", h...), 409, kv.CodeConflict)
+			}
+			wantProblem(t, asked.do(t, "PUT", "/v1/kv/a", "v", h...), 409, kv.CodeConflict)
+		}
+		runSteps(t, asked, []step{{req: "PUT /v1/kv/a", body: "v", headers: []string{"Idempotency-Key: put"}, status: 201}})
+		wantProblem(t, asked.do(t, "POST", "/v1/pins", `{"revision":9,"ttl":"1h"}`, "Idempotency-Key: put"), 409, kv.CodeConflict)
+	})
 }
 
 func TestBadIdempotencyKeys(t *testing.T) {

@@ -558,61 +558,55 @@ func TestDeleteRange(t *testing.T) {
 
 // A delete in pages is many transactions, done by the leader one after the other.
 func TestDeletePages(t *testing.T) {
-	for name, setUp := range map[string]func(t *testing.T) (asked, leader *fixture){
-		"here":      func(t *testing.T) (*fixture, *fixture) { f := newFixture(t); return f, f },
-		"forwarded": func(t *testing.T) (*fixture, *fixture) { p := newPair(t); return p.asked, p.leader },
-	} {
-		t.Run(name, func(t *testing.T) {
-			asked, leader := setUp(t)
-			fill := func() {
-				var items []kv.Item
-				for i := range 2*deletePageKeys + 5 {
-					items = append(items, kv.Item{Key: fmt.Sprintf("k%06d", i)})
-				}
-				leader.store.reset()
-				leader.store.set(items...)
+	bothWays(t, func(t *testing.T, asked, leader *fixture) {
+		fill := func() {
+			var items []kv.Item
+			for i := range 2*deletePageKeys + 5 {
+				items = append(items, kv.Item{Key: fmt.Sprintf("k%06d", i)})
 			}
-			fill()
-			runSteps(t, asked, []step{{req: "DELETE /v1/kv?all=true", status: 200, want: body(`{"deleted":20005,"revision":4}` + "\n"), has: map[string]string{"Sett-Revision": "4", "Sett-Replayed": ""}}})
-			if n := leader.store.txnCount(); n != 3 {
-				t.Errorf("%d transactions", n)
-			}
-			// A repeat with the same key sums up to the same and deletes nothing.
-			fill()
-			key := []string{"Idempotency-Key: K"}
-			want := body(`{"deleted":20005,"revision":8}` + "\n")
-			runSteps(t, asked, []step{{req: "DELETE /v1/kv?prefix=k&atomic=0", headers: key, status: 200, want: want, has: map[string]string{"Sett-Replayed": ""}}})
-			fill()
-			runSteps(t, asked, []step{
-				{req: "DELETE /v1/kv?prefix=k&atomic=0&timeout=3s", headers: key, status: 200, want: want, has: map[string]string{"Sett-Replayed": "true", "Sett-Revision": "8"}},
-				{req: "DELETE /v1/kv?prefix=kk&atomic=0", headers: key, status: 409, code: kv.CodeConflict},
-			})
-			// What breaks off in the middle is in doubt, and a repeat goes on.
-			n := 0
-			leader.store.onTxn = func(context.Context, kv.Txn) (kv.TxnResult, error) {
-				if n++; n == 2 {
-					return kv.TxnResult{}, kv.NotApplied(kv.CodeDiskFull, "full")
-				}
-				return kv.TxnResult{}, errGoOn
-			}
-			other := []string{"Idempotency-Key: other"}
-			w := asked.do(t, "DELETE", "/v1/kv?prefix=k&atomic=0", "", other...)
-			if p := wantProblem(t, w, 504, kv.CodeOutcomeUnknown); !strings.Contains(p.Detail, "10000 keys were deleted") {
-				t.Errorf("problem %+v", p)
-			}
-			runSteps(t, asked, []step{{req: "DELETE /v1/kv?prefix=k&atomic=0", headers: other, status: 200, want: body(`{"deleted":20005,"revision":12}` + "\n"), has: map[string]string{"Sett-Replayed": ""}}})
-			// A page whose answer is lost is given again, under its key.
-			fill()
-			lost := 0
-			leader.store.afterTxn = func(kv.Txn, kv.TxnResult, error) error {
-				if lost++; lost == 2 {
-					return kv.Unknown(nil, "lost")
-				}
-				return nil
-			}
-			runSteps(t, asked, []step{{req: "DELETE /v1/kv?all=true", status: 200, want: body(`{"deleted":20005,"revision":16}` + "\n")}})
+			leader.store.reset()
+			leader.store.set(items...)
+		}
+		fill()
+		runSteps(t, asked, []step{{req: "DELETE /v1/kv?all=true", status: 200, want: body(`{"deleted":20005,"revision":4}` + "\n"), has: map[string]string{"Sett-Revision": "4", "Sett-Replayed": ""}}})
+		if n := leader.store.txnCount(); n != 3 {
+			t.Errorf("%d transactions", n)
+		}
+		// A repeat with the same key sums up to the same and deletes nothing.
+		fill()
+		key := []string{"Idempotency-Key: K"}
+		want := body(`{"deleted":20005,"revision":8}` + "\n")
+		runSteps(t, asked, []step{{req: "DELETE /v1/kv?prefix=k&atomic=0", headers: key, status: 200, want: want, has: map[string]string{"Sett-Replayed": ""}}})
+		fill()
+		runSteps(t, asked, []step{
+			{req: "DELETE /v1/kv?prefix=k&atomic=0&timeout=3s", headers: key, status: 200, want: want, has: map[string]string{"Sett-Replayed": "true", "Sett-Revision": "8"}},
+			{req: "DELETE /v1/kv?prefix=kk&atomic=0", headers: key, status: 409, code: kv.CodeConflict},
 		})
-	}
+		// What breaks off in the middle is in doubt, and a repeat goes on.
+		n := 0
+		leader.store.onTxn = func(context.Context, kv.Txn) (kv.TxnResult, error) {
+			if n++; n == 2 {
+				return kv.TxnResult{}, kv.NotApplied(kv.CodeDiskFull, "full")
+			}
+			return kv.TxnResult{}, errGoOn
+		}
+		other := []string{"Idempotency-Key: other"}
+		w := asked.do(t, "DELETE", "/v1/kv?prefix=k&atomic=0", "", other...)
+		if p := wantProblem(t, w, 504, kv.CodeOutcomeUnknown); !strings.Contains(p.Detail, "10000 keys were deleted") {
+			t.Errorf("problem %+v", p)
+		}
+		runSteps(t, asked, []step{{req: "DELETE /v1/kv?prefix=k&atomic=0", headers: other, status: 200, want: body(`{"deleted":20005,"revision":12}` + "\n"), has: map[string]string{"Sett-Replayed": ""}}})
+		// A page whose answer is lost is given again, under its key.
+		fill()
+		lost := 0
+		leader.store.afterTxn = func(kv.Txn, kv.TxnResult, error) error {
+			if lost++; lost == 2 {
+				return kv.Unknown(nil, "lost")
+			}
+			return nil
+		}
+		runSteps(t, asked, []step{{req: "DELETE /v1/kv?all=true", status: 200, want: body(`{"deleted":20005,"revision":16}` + "\n")}})
+	})
 }
 
 // A forwarded delete in pages must say which page it is.

@@ -51,12 +51,8 @@ func (n *Node) proposeKeyed(ctx context.Context, cmd []byte, once kv.Once) (fsm.
 	if err := n.whileServing(ctx, n.catchUp); err != nil {
 		return fsm.Result{}, notApplied(err)
 	}
-	used, err := n.fsm.OnceUsed(once.Key)
-	switch {
-	case err != nil:
+	if err := n.fsm.OnceUsed(once.Key); err != nil {
 		return fsm.Result{}, notApplied(err)
-	case used:
-		return fsm.Result{}, kv.NotApplied(kv.CodeConflict, "the idempotency key was used for another request; choose a new one")
 	}
 	return n.propose(ctx, fsm.EncodeKeyed(once, n.fsm.Stamp(), cmd), nil)
 }

@@ -13,7 +13,8 @@ import (
 
 // TestDiskStaysBounded overwrites few keys for long, with the discard timestamp
 // following, while scans overlap so that an iterator is open at every moment: tables
-// and log must stay small (Invariants B4 and B5).
+// and log must become small again after each part (Invariants B4 and B5). How far the
+// writer gets ahead of the collection meanwhile is up to the machine.
 func TestDiskStaysBounded(t *testing.T) {
 	e := open(t, freshDir(t), func(c *Config) {
 		c.GCEnabled = true
@@ -27,7 +28,8 @@ func TestDiskStaysBounded(t *testing.T) {
 		valueSize = 16 << 10
 		live      = keys * valueSize
 		written   = revisions * valueSize
-		bound     = 80 << 20
+		part      = 1_000 // revisions
+		bound     = 48 << 20
 	)
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
@@ -83,18 +85,19 @@ func TestDiskStaysBounded(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if ts%1000 == 0 {
+		if ts%part == 0 {
 			lsm, vlog := e.Sizes()
 			most = max(most, lsm+vlog)
+			eventually(t, fmt.Sprintf("%d MiB on disk, of %d MiB written, become less than %d", (lsm+vlog)>>20, ts*valueSize>>20, bound>>20), func() bool {
+				lsm, vlog := e.Sizes()
+				return lsm+vlog <= bound
+			})
 		}
 	}
 	must(t, e.Flush())
 	s := e.Stats()
 	t.Logf("written %d MiB, live %d MiB, at most %d MiB on disk, at the end %d+%d; %d log files freed, %d flattens",
 		written>>20, live>>20, most>>20, s.LSMBytes>>20, s.ValueLogBytes>>20, s.GCRuns, s.Flattens)
-	if most > bound {
-		t.Errorf("%d MiB on disk", most>>20)
-	}
 	if s.GCRuns == 0 {
 		t.Error("no log file was freed")
 	}

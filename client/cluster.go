@@ -52,11 +52,12 @@ func (c *Client) probe(ctx context.Context, path string) error {
 
 // AddMember takes a server in; doing it again with the same id and addresses
 // changes nothing.
-func (c *Client) AddMember(ctx context.Context, spec kv.MemberSpec) (kv.Member, error) {
+func (c *Client) AddMember(ctx context.Context, spec kv.MemberSpec, o OnceOptions) (kv.Member, error) {
 	r, err := change(http.MethodPost, "/v1/cluster/members", spec)
 	if err != nil {
 		return kv.Member{}, err
 	}
+	r.setOnce(o.IdempotencyKey)
 	var m kv.Member
 	return m, c.call(ctx, r, &m)
 }
@@ -65,6 +66,8 @@ func (c *Client) AddMember(ctx context.Context, spec kv.MemberSpec) (kv.Member, 
 type MemberOptions struct {
 	// Force goes on although the cluster would be left without a quorum of live voters.
 	Force bool
+	// IdempotencyKey is as in WriteOptions.
+	IdempotencyKey string
 }
 
 // RemoveMember takes a server out; kv.ErrConflict if that would lose the quorum,
@@ -75,9 +78,10 @@ func (c *Client) RemoveMember(ctx context.Context, id string, o MemberOptions) e
 }
 
 // Promote makes a nonvoter a voter.
-func (c *Client) Promote(ctx context.Context, id string) (kv.Member, error) {
+func (c *Client) Promote(ctx context.Context, id string, o OnceOptions) (kv.Member, error) {
 	var m kv.Member
-	return m, c.call(ctx, memberRequest(http.MethodPost, id, "/promote", MemberOptions{}), &m)
+	r := memberRequest(http.MethodPost, id, "/promote", MemberOptions{IdempotencyKey: o.IdempotencyKey})
+	return m, c.call(ctx, r, &m)
 }
 
 // Demote makes a voter a nonvoter, guarded as RemoveMember is.
@@ -88,13 +92,14 @@ func (c *Client) Demote(ctx context.Context, id string, o MemberOptions) (kv.Mem
 
 // Transfer hands leadership to the named member, or to any if to is empty, and
 // returns the id of the new leader once it leads.
-func (c *Client) Transfer(ctx context.Context, to string) (string, error) {
+func (c *Client) Transfer(ctx context.Context, to string, o OnceOptions) (string, error) {
 	r, err := change(http.MethodPost, "/v1/cluster/transfer", struct {
 		To string `json:"to,omitempty"`
 	}{to})
 	if err != nil {
 		return "", err
 	}
+	r.setOnce(o.IdempotencyKey)
 	var res struct {
 		Leader string `json:"leader"`
 	}
@@ -157,6 +162,7 @@ func memberRequest(method, id, action string, o MemberOptions) request {
 	if o.Force {
 		r.query.Set("force", "1")
 	}
+	r.setOnce(o.IdempotencyKey)
 	return r
 }
 

@@ -58,27 +58,27 @@ func TestRequests(t *testing.T) {
 			return err
 		}, found("v"), `GET /v1/kv/a   `},
 		{"add member", func(c *client.Client) error {
-			_, err := c.AddMember(t.Context(), kv.MemberSpec{ID: "n4", RaftAddr: "h:1", HTTPAddr: "h:2", Voter: true})
+			_, err := c.AddMember(t.Context(), kv.MemberSpec{ID: "n4", RaftAddr: "h:1", HTTPAddr: "h:2", Voter: true}, client.OnceOptions{})
 			return err
 		}, answerWith(201, `{"id":"n4"}`), `POST /v1/cluster/members  Content-Type:application/json {"id":"n4","raft_addr":"h:1","http_addr":"h:2","voter":true}`},
 		{"remove member", func(c *client.Client) error {
 			return c.RemoveMember(t.Context(), "n/4", client.MemberOptions{Force: true})
 		}, answerWith(204, ""), `DELETE /v1/cluster/members/n%2F4 force=1  `},
-		{"promote", func(c *client.Client) error { _, err := c.Promote(t.Context(), "n4"); return err },
+		{"promote", func(c *client.Client) error { _, err := c.Promote(t.Context(), "n4", client.OnceOptions{}); return err },
 			answerWith(200, "{}"), `POST /v1/cluster/members/n4/promote   `},
 		{"demote", func(c *client.Client) error {
 			_, err := c.Demote(t.Context(), "n4", client.MemberOptions{})
 			return err
 		}, answerWith(200, "{}"), `POST /v1/cluster/members/n4/demote   `},
 		{"transfer", func(c *client.Client) error {
-			leader, err := c.Transfer(t.Context(), "n2")
+			leader, err := c.Transfer(t.Context(), "n2", client.OnceOptions{})
 			if leader != "n2" {
 				return errors.New("leader " + leader)
 			}
 			return err
 		}, answerWith(200, `{"leader":"n2"}`), `POST /v1/cluster/transfer  Content-Type:application/json {"to":"n2"}`},
 		{"transfer to any", func(c *client.Client) error {
-			leader, err := c.Transfer(t.Context(), "")
+			leader, err := c.Transfer(t.Context(), "", client.OnceOptions{})
 			if leader != "n3" {
 				return errors.New("leader " + leader)
 			}

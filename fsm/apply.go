@@ -264,6 +264,8 @@ func (f *FSM) applySmall(pos position, kind byte, body []byte) (Result, error) {
 		if !f.small.unpin(string(body)) {
 			r.Err = kv.NotApplied(kv.CodeNotFound, "there is no such pin; it may have ended by itself")
 		}
+	case cmdBegin:
+		r.Operation.Term = pos.term
 	default:
 		return Result{}, fmt.Errorf("command kind %d with an idempotency key: %w", kind, kv.ErrUnknownVersion)
 	}

@@ -36,7 +36,9 @@ const (
 	cmdOnce     = 8 // a client's transaction with an idempotency key
 	cmdPin      = 9 // hold history
 	cmdUnpin    = 10
-	cmdKeyed    = 11 // one of cmdSettings, cmdCompact, cmdPin, cmdUnpin with an idempotency key
+	cmdKeyed    = 11 // a command on small state with an idempotency key
+	cmdBegin    = 12 // within cmdKeyed: a leader begins an operation that is none of the state machine's
+	cmdEnd      = 13 // within cmdKeyed: how it ended
 )
 
 // MaxCommandBytes bounds one command, staged or not. It is a constant of the

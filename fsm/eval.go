@@ -18,10 +18,11 @@ import (
 type Result struct {
 	Txn kv.TxnResult
 	Err *kv.Error
-	// Pin, Compaction and Settings answer the commands of those names.
+	// Pin, Compaction and Settings answer the commands of those names, Operation that of EncodeBegin.
 	Pin        kv.Pin
 	Compaction kv.Compaction
 	Settings   kv.ClusterSettings
+	Operation  kv.Operation
 	// Took is how long this node spent on the delivery that the command was part of;
 	// for people, and not part of the state.
 	Took time.Duration

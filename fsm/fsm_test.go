@@ -823,6 +823,84 @@ func TestKeyed(t *testing.T) {
 	}
 }
 
+// TestOperations: an operation outside the state machine begins once under its key and has one answer; a restart and
+// a snapshot keep both.
+func TestOperations(t *testing.T) {
+	m := newMachine(t)
+	once := func(key, request string) kv.Once {
+		o := kv.Once{Key: key}
+		copy(o.Request[:], request)
+		return o
+	}
+	clock := uint64(1000)
+	do := func(o kv.Once, cmd []byte) Result {
+		return m.ApplyBatch([]Log{m.entry(clock, EncodeKeyed(o, 0, cmd))})[0][0]
+	}
+	began := func(when string, o kv.Once, want kv.Operation, again bool) {
+		t.Helper()
+		r := do(o, EncodeBegin())
+		if r.Err != nil || r.Txn.Replayed != again || !reflect.DeepEqual(r.Operation, want) {
+			t.Errorf("%s: %+v, again %v; want %+v, %v: %v", when, r.Operation, r.Txn.Replayed, want, again, r.Err)
+		}
+	}
+	refused := func(when string, r Result, code kv.Code) {
+		t.Helper()
+		if r.Err == nil || r.Err.Code != code {
+			t.Errorf("%s: %+v", when, r)
+		}
+	}
+	begun := kv.Operation{Term: 1}
+	began("first", once("a", "r"), begun, false)
+	began("again", once("a", "r"), begun, true)
+	refused("another request", do(once("a", "s"), EncodeBegin()), kv.CodeConflict)
+	refused("the end of another request", do(once("a", "s"), EncodeEnd(200, nil)), kv.CodeConflict)
+	refused("a pin", do(once("a", "s"), EncodePin(1, time.Hour)), kv.CodeConflict)
+	if _, err := m.txn(kv.Txn{Then: []kv.Op{put("x", "")}, Once: once("a", "r")}); kv.AsError(err).Code != kv.CodeConflict {
+		t.Errorf("a transaction: %v", err)
+	}
+
+	// Nothing was done: the key is free.
+	bytes := m.small.keyedBytes
+	began("to be refused", once("free", "r"), begun, false)
+	do(once("free", "r"), EncodeEnd(0, nil))
+	if m.small.keyedBytes != bytes || len(m.small.keyedList) != 1 {
+		t.Errorf("%d outcomes of %d bytes, want 1 of %d", len(m.small.keyedList), m.small.keyedBytes, bytes)
+	}
+	began("after it was refused", once("free", "s"), begun, false)
+
+	done := kv.Operation{Term: 1, Status: 201, Body: []byte("{}")}
+	do(once("a", "r"), EncodeEnd(201, []byte("{}")))
+	do(once("a", "r"), EncodeEnd(0, nil)) // the first answer stays
+	do(once("a", "r"), EncodeEnd(204, nil))
+	began("done", once("a", "r"), done, true)
+	began("with an answer too long to be noted", once("long", "r"), begun, false)
+	do(once("long", "r"), EncodeEnd(200, make([]byte, maxEndBytes+1)))
+	pinned := do(once("pin", "r"), EncodePin(1, time.Hour))
+	do(once("pin", "r"), EncodeEnd(204, nil)) // a pin is none
+	if r := do(once("pin", "r"), EncodePin(1, time.Hour)); r.Pin != pinned.Pin || !r.Txn.Replayed {
+		t.Errorf("a pin after an end: %+v", r)
+	}
+
+	count := 0
+	for _, o := range m.small.keyedList {
+		count += o.bytes()
+	}
+	if count != m.small.keyedBytes {
+		t.Errorf("%d bytes are counted, %d are there", m.small.keyedBytes, count)
+	}
+	for _, again := range []func(){m.restart, func() { m.snapshot(); m.restart() }} {
+		again()
+		began("after a restart", once("a", "r"), done, true)
+		began("after a restart", once("long", "r"), begun, true)
+	}
+	clock += onceKeep
+	do(once("a", "r"), EncodeEnd(200, nil)) // too late
+	began("after the window", once("a", "r"), begun, false)
+	if len(m.small.keyedList) != 1 || len(m.small.keyedBy) != 1 {
+		t.Errorf("%d and %d are remembered", len(m.small.keyedList), len(m.small.keyedBy))
+	}
+}
+
 // TestElapsed: the clock goes on from what was stamped while this process ran, and from
 // nothing that was in the log before.
 func TestElapsed(t *testing.T) {

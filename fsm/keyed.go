@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/settkv/sett/kv"
 )
@@ -12,10 +13,15 @@ import (
 // transactions do. What they decided is remembered in the small state itself and not with the data
 // (ADR 0015): a restart applies them again, onto data that may be further than they are, and they must
 // decide as they did then.
+//
+// A leader that does something else under a key, such as a change of members, has noted that it begins, and
+// then how it ended (ADR 0016).
 const (
 	// maxKeyed and maxKeyedBytes bound these outcomes. They are constants of the format (Invariant 10a).
 	maxKeyed      = 4000
 	maxKeyedBytes = 1 << 20
+	// maxEndBytes bounds the answer of one operation that is noted; one that is longer is not.
+	maxEndBytes = 16 << 10
 )
 
 // keyedOutcome is a remembered decision about the small state.
@@ -32,6 +38,7 @@ type keyedAnswer struct {
 	Pin        *kv.Pin             `json:"pin,omitempty"`
 	Compaction *kv.Compaction      `json:"compaction,omitempty"`
 	Settings   *kv.ClusterSettings `json:"settings,omitempty"`
+	Operation  *kv.Operation       `json:"operation,omitempty"`
 }
 
 func (h onceHash) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
@@ -60,6 +67,22 @@ func (s *small) keep(o *keyedOutcome) {
 	s.keyedBytes += o.bytes()
 }
 
+// change puts o, of which nothing but the answer is new, in the place of was. The label of a snapshot may
+// be reading the old list.
+func (s *small) change(was, o *keyedOutcome) {
+	s.keyedList = slices.Clone(s.keyedList)
+	s.keyedList[slices.Index(s.keyedList, was)] = o
+	s.keyedBy[o.Hash] = o
+	s.keyedBytes += o.bytes() - was.bytes()
+}
+
+// forgetKeyed takes one away before its time.
+func (s *small) forgetKeyed(was *keyedOutcome) {
+	s.keyedList = slices.DeleteFunc(slices.Clone(s.keyedList), func(o *keyedOutcome) bool { return o == was })
+	delete(s.keyedBy, was.Hash)
+	s.keyedBytes -= was.bytes()
+}
+
 // dropKeyed takes away what is past its time.
 func (s *small) dropKeyed() {
 	n := 0
@@ -74,8 +97,22 @@ func (s *small) dropKeyed() {
 	s.keyedList = s.keyedList[n:]
 }
 
-// EncodeKeyed gives a command of EncodeSettings, EncodeCompact, EncodePin or EncodeUnpin an
-// idempotency key. born is as in EncodeTxn.
+// EncodeBegin is the command that notes, before a leader does something that is none of the state machine's,
+// that it begins. It makes sense in EncodeKeyed only.
+func EncodeBegin() []byte { return []byte{cmdBegin} }
+
+// EncodeEnd is the command that notes how that ended: with an HTTP status and a body, or with status 0 if
+// nothing was done, and then the key is free again. It makes sense in EncodeKeyed only.
+func EncodeEnd(status int, body []byte) []byte {
+	e := encoder{b: make([]byte, 0, len(body)+4)}
+	e.byte(cmdEnd)
+	e.uvarint(uint64(status))
+	e.b = append(e.b, body...)
+	return e.b
+}
+
+// EncodeKeyed gives a command of EncodeSettings, EncodeCompact, EncodePin, EncodeUnpin, EncodeBegin or
+// EncodeEnd an idempotency key. born is as in EncodeTxn.
 func EncodeKeyed(o kv.Once, born uint64, cmd []byte) []byte {
 	e := encoder{b: make([]byte, 0, len(cmd)+64)}
 	e.byte(cmdKeyed)
@@ -97,10 +134,13 @@ func (f *FSM) applyKeyed(pos position, body []byte) (Result, error) {
 		return Result{Err: e, Txn: kv.TxnResult{Revision: f.rev}}, nil
 	}
 	f.small.dropKeyed()
-	if was := f.small.keyed(head.hash); was != nil {
-		if was.Request != head.request {
-			return refuse(errOnceOther())
-		}
+	was := f.small.keyed(head.hash)
+	switch kind := d.b[0]; {
+	case was != nil && was.Request != head.request:
+		return refuse(errOnceOther())
+	case kind == cmdEnd:
+		return f.applyEnd(was, d.b[1:])
+	case was != nil:
 		return f.replayKeyed(was)
 	}
 	if head.late(f.small.clock) {
@@ -139,8 +179,43 @@ func keyedAnswerOf(kind byte, r *Result) (a keyedAnswer, final bool) {
 		a.Compaction = &r.Compaction
 	case kind == cmdSettings:
 		a.Settings = &r.Settings
+	case kind == cmdBegin:
+		a.Operation = &r.Operation
 	}
 	return a, true
+}
+
+// applyEnd notes how an operation ended. was is what is remembered of it: nil if it is past its time. The first
+// answer stays.
+func (f *FSM) applyEnd(was *keyedOutcome, body []byte) (Result, error) {
+	d := decoder{b: body}
+	status := d.uvarint()
+	if d.err != nil || status > 999 {
+		return Result{}, fmt.Errorf("decode end: %w", errMalformed)
+	}
+	done := Result{Txn: kv.TxnResult{Succeeded: true, Revision: f.rev}}
+	if was == nil {
+		return done, nil
+	}
+	var a keyedAnswer
+	if err := json.Unmarshal(was.Answer, &a); err != nil {
+		return Result{}, damaged(err, "a remembered outcome cannot be read")
+	}
+	switch {
+	case a.Operation == nil || a.Operation.Status != 0 || len(d.b) > maxEndBytes:
+		return done, nil
+	case status == 0:
+		f.small.forgetKeyed(was)
+		return done, nil
+	}
+	a.Operation.Status, a.Operation.Body = int(status), d.b
+	o := *was
+	var err error
+	if o.Answer, err = json.Marshal(a); err != nil {
+		return Result{}, fmt.Errorf("encode outcome: %w", err)
+	}
+	f.small.change(was, &o)
+	return done, nil
 }
 
 func (f *FSM) replayKeyed(o *keyedOutcome) (Result, error) {
@@ -160,6 +235,9 @@ func (f *FSM) replayKeyed(o *keyedOutcome) (Result, error) {
 	}
 	if a.Settings != nil {
 		r.Settings = *a.Settings
+	}
+	if a.Operation != nil {
+		r.Operation = *a.Operation
 	}
 	return r, nil
 }

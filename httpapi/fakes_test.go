@@ -75,6 +75,19 @@ func (f *fakeCluster) Info(context.Context) (kv.ClusterInfo, error) {
 	}, f.infoErr
 }
 
+// fails sets the error of the next operations.
+func (f *fakeCluster) fails(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
+func (f *fakeCluster) callCount() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.calls)
+}
+
 func (f *fakeCluster) call(what string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

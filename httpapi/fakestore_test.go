@@ -33,13 +33,16 @@ type fakeStore struct {
 	keyed  map[string]keyedOutcome
 	// afterKeyed may lose the answer of what has an idempotency key and is no transaction.
 	afterKeyed func() error
-	pins       map[string]kv.Pin
-	settings   kv.ClusterSettings
-	txns       []kv.Txn
-	reads      []kv.ReadOptions
-	now        time.Time
-	changed    chan struct{} // closed at the next revision
-	watchers   int
+	// loseEnds has it note no ends of operations; term is that of the leader.
+	loseEnds bool
+	term     uint64
+	pins     map[string]kv.Pin
+	settings kv.ClusterSettings
+	txns     []kv.Txn
+	reads    []kv.ReadOptions
+	now      time.Time
+	changed  chan struct{} // closed at the next revision
+	watchers int
 }
 
 // fakeVersion is a key from a revision on; item is nil if it was deleted then.
@@ -57,6 +60,7 @@ type fakeOutcome struct {
 
 func newFakeStore() *fakeStore {
 	return &fakeStore{
+		term: 3,
 		hist: map[string][]fakeVersion{}, once: map[string]fakeOutcome{}, keyed: map[string]keyedOutcome{}, pins: map[string]kv.Pin{},
 		now: time.Date(2030, 1, 2, 3, 4, 5, 678e6, time.UTC), changed: make(chan struct{}),
 		settings: kv.ClusterSettings{HistoryRetention: time.Hour, MaxKeyBytes: 64, MaxValueBytes: 1 << 20, MaxRequestBytes: 2 << 20},
@@ -631,6 +635,39 @@ func keyed[T any](f *fakeStore, once kv.Once, do func() (T, error)) (v T, replay
 		}
 	}
 	return v, false, err
+}
+
+func (f *fakeStore) setLoseEnds(lose bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.loseEnds = lose
+}
+
+func (f *fakeStore) setTerm(term uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.term = term
+}
+
+func (f *fakeStore) Begin(_ context.Context, once kv.Once) (kv.Operation, bool, error) {
+	return keyed(f, once, func() (kv.Operation, error) { return kv.Operation{Term: f.term}, nil })
+}
+
+func (f *fakeStore) End(_ context.Context, once kv.Once, status int, body []byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.loseEnds {
+		return kv.NotApplied(kv.CodeNoLeader, "lost")
+	}
+	o := f.keyed[once.Key]
+	op := o.v.(kv.Operation)
+	op.Status, op.Body = status, body
+	o.v = op
+	f.keyed[once.Key] = o
+	if status == 0 {
+		delete(f.keyed, once.Key)
+	}
+	return nil
 }
 
 func (f *fakeStore) Compact(_ context.Context, rev kv.Revision, once kv.Once) (kv.Compaction, bool, error) {

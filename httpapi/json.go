@@ -19,13 +19,19 @@ import (
 
 // writeJSON answers with v and a line feed.
 func (x *exchange) writeJSON(status int, v any) error {
+	b, err := encodeJSON(v)
+	if err != nil {
+		return err
+	}
+	return x.writeBytes(status, "application/json", b)
+}
+
+func encodeJSON(v any) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return err
-	}
-	return x.writeBytes(status, "application/json", b.Bytes())
+	err := enc.Encode(v)
+	return b.Bytes(), err
 }
 
 // jsonReader reads the JSON of a request, strictly: UTF-8, no name twice, names whose

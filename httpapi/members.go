@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"net/url"
@@ -58,12 +60,61 @@ func (s *Server) getCluster(ctx context.Context, x *exchange) error {
 	})
 }
 
-// admin does a cluster operation on the leader and answers with what it returns.
-func (x *exchange) admin(ctx context.Context, body []byte, do func(ctx context.Context) (status int, v any, err error)) error {
-	return x.adminOnce(ctx, body, func(ctx context.Context, _ kv.Once) (int, any, bool, error) {
-		status, v, err := do(ctx)
+// endTimeout bounds the note of how an operation ended.
+const endTimeout = 2 * time.Second
+
+// operation is something that the leader does and that is none of the state machine's. begun is what is known of
+// an earlier try of the same request, nil if there was none: that one may have been done, in part or as a whole,
+// so what is as it is to be is no error then.
+type operation func(ctx context.Context, begun *kv.Operation) (status int, v any, err error)
+
+// admin does an operation on the leader and answers with what it returns. With an idempotency key the cluster
+// is told when it begins and how it ended (ADR 0016).
+func (x *exchange) admin(ctx context.Context, body []byte, do operation) error {
+	return x.adminOnce(ctx, body, func(ctx context.Context, once kv.Once) (int, any, bool, error) {
+		if once.Key == "" {
+			status, v, err := do(ctx, nil)
+			return status, v, false, err
+		}
+		was, again, err := x.s.cfg.Store.Begin(ctx, once)
+		switch {
+		case err != nil:
+			return 0, nil, false, err
+		case was.Status != 0 && len(was.Body) == 0:
+			return was.Status, nil, true, nil
+		case was.Status != 0:
+			return was.Status, json.RawMessage(was.Body), true, nil
+		}
+		var begun *kv.Operation
+		if again {
+			begun = &was
+		}
+		status, v, err := x.noted(ctx, once, begun, do)
 		return status, v, false, err
 	})
+}
+
+// noted does an operation and notes how it ended. That may fail, since the node may not lead any more, and does not
+// change the answer: a repeat is an operation that was begun then.
+func (x *exchange) noted(ctx context.Context, once kv.Once, begun *kv.Operation, do operation) (status int, v any, err error) {
+	status, v, err = do(ctx, begun)
+	var body []byte
+	switch {
+	case err != nil && kv.AsError(err).Outcome != kv.OutcomeNotApplied:
+		return status, v, err
+	case err != nil:
+		status = 0
+	case v != nil:
+		if body, err = encodeJSON(v); err != nil {
+			return 0, nil, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	if endErr := x.s.cfg.Store.End(ctx, once, status, body); endErr != nil {
+		x.s.log.Debug("the end of an operation was not noted", "request_id", x.id, "err", endErr)
+	}
+	return status, v, err
 }
 
 // adminOnce is admin of an operation that takes an idempotency key; replayed says that it was done before.
@@ -112,15 +163,17 @@ func (s *Server) postMember(ctx context.Context, x *exchange) error {
 	if err := checkMember(m); err != nil {
 		return err
 	}
-	return x.admin(ctx, body, func(ctx context.Context) (int, any, error) {
+	return x.admin(ctx, body, func(ctx context.Context, begun *kv.Operation) (int, any, error) {
 		status := http.StatusCreated
-		info, err := s.cfg.Cluster.Info(ctx)
-		if err != nil {
-			return 0, nil, err
-		}
-		for _, have := range info.Members {
-			if have.ID == m.ID && have.RaftAddr == m.RaftAddr && have.HTTPAddr == m.HTTPAddr {
-				status = http.StatusOK
+		if begun == nil {
+			info, err := s.cfg.Cluster.Info(ctx)
+			if err != nil {
+				return 0, nil, err
+			}
+			for _, have := range info.Members {
+				if have.ID == m.ID && have.RaftAddr == m.RaftAddr && have.HTTPAddr == m.HTTPAddr {
+					status = http.StatusOK
+				}
 			}
 		}
 		added, err := s.cfg.Cluster.AddMember(ctx, m)
@@ -170,7 +223,7 @@ func (x *exchange) pathID(prefix string) (string, error) {
 }
 
 // memberOp serves the requests that name a member and carry no body.
-func (s *Server) memberOp(do func(ctx context.Context, id string, force bool) (status int, v any, err error)) handler {
+func (s *Server) memberOp(do func(ctx context.Context, id string, force bool, begun *kv.Operation) (status int, v any, err error)) handler {
 	return func(ctx context.Context, x *exchange) error {
 		id, err := x.memberID()
 		if err != nil {
@@ -183,20 +236,26 @@ func (s *Server) memberOp(do func(ctx context.Context, id string, force bool) (s
 			return err
 		}
 		force := x.params.flag("force")
-		return x.admin(ctx, nil, func(ctx context.Context) (int, any, error) { return do(ctx, id, force) })
+		return x.admin(ctx, nil, func(ctx context.Context, begun *kv.Operation) (int, any, error) {
+			return do(ctx, id, force, begun)
+		})
 	}
 }
 
-func (s *Server) deleteMember(ctx context.Context, id string, force bool) (int, any, error) {
-	return http.StatusNoContent, nil, s.cfg.Cluster.RemoveMember(ctx, id, force)
+func (s *Server) deleteMember(ctx context.Context, id string, force bool, begun *kv.Operation) (int, any, error) {
+	err := s.cfg.Cluster.RemoveMember(ctx, id, force)
+	if begun != nil && errors.Is(err, kv.ErrNotFound) {
+		err = nil
+	}
+	return http.StatusNoContent, nil, err
 }
 
-func (s *Server) promoteMember(ctx context.Context, id string, _ bool) (int, any, error) {
+func (s *Server) promoteMember(ctx context.Context, id string, _ bool, _ *kv.Operation) (int, any, error) {
 	m, err := s.cfg.Cluster.Promote(ctx, id)
 	return http.StatusOK, m, err
 }
 
-func (s *Server) demoteMember(ctx context.Context, id string, force bool) (int, any, error) {
+func (s *Server) demoteMember(ctx context.Context, id string, force bool, _ *kv.Operation) (int, any, error) {
 	m, err := s.cfg.Cluster.Demote(ctx, id, force)
 	return http.StatusOK, m, err
 }
@@ -223,7 +282,14 @@ func (s *Server) postTransfer(ctx context.Context, x *exchange) error {
 			return err
 		}
 	}
-	return x.admin(ctx, body, func(ctx context.Context) (int, any, error) {
+	return x.admin(ctx, body, func(ctx context.Context, begun *kv.Operation) (int, any, error) {
+		if begun != nil && to == "" {
+			// If the term is another one, leadership has gone over since.
+			info, err := s.cfg.Cluster.Info(ctx)
+			if err != nil || info.Term > begun.Term {
+				return http.StatusOK, map[string]string{"leader": s.cfg.Cluster.Self()}, err
+			}
+		}
 		leader, err := s.cfg.Cluster.Transfer(ctx, to)
 		return http.StatusOK, map[string]string{"leader": leader}, err
 	})

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"strings"
@@ -122,6 +123,97 @@ func TestIdempotencyKeyOfSmallThings(t *testing.T) {
 		}
 		runSteps(t, asked, []step{{req: "PUT /v1/kv/a", body: "v", headers: []string{"Idempotency-Key: put"}, status: 201}})
 		wantProblem(t, asked.do(t, "POST", "/v1/pins", `{"revision":9,"ttl":"1h"}`, "Idempotency-Key: put"), 409, kv.CodeConflict)
+	})
+}
+
+// What the leader does besides the state machine is done once and answered again, if its end was noted. If it was not,
+// what is as it is to be by then is a success.
+func TestIdempotencyKeyOfOperations(t *testing.T) {
+	const member = `{"id":"n4","raft_addr":"h:1","http_addr":"h:2"}`
+	absent, guarded := kv.NotApplied(kv.CodeNotFound, "no such member"), kv.NotApplied(kv.CodeConflict, "the quorum would be lost")
+	bothWays(t, func(t *testing.T, asked, leader *fixture) {
+		cluster, store := leader.cluster, leader.store
+		key := 0
+		do := func(req, body string, status int, replayed bool, calls int) string {
+			t.Helper()
+			before := cluster.callCount()
+			method, target, _ := strings.Cut(req, " ")
+			w := asked.do(t, method, target, body, fmt.Sprintf("Idempotency-Key: key-%d", key))
+			if w.Code != status || (w.Header().Get("Sett-Replayed") == "true") != replayed || cluster.callCount() != before+calls {
+				t.Errorf("%s: %d %s, replayed %q, %d calls; want %d, %v, %d", req, w.Code, w.Body, w.Header().Get("Sett-Replayed"), cluster.callCount()-before, status, replayed, calls)
+			}
+			return w.Body.String()
+		}
+		steps := []struct {
+			req, body string
+			status    int
+		}{
+			{"POST /v1/cluster/members", member, 201},
+			{"POST /v1/cluster/members/n4/promote", "", 200},
+			{"POST /v1/cluster/members/n4/demote?force=1", "", 200},
+			{"POST /v1/cluster/transfer", `{"to":"n2"}`, 200},
+			{"POST /v1/cluster/transfer", "", 200},
+			{"DELETE /v1/cluster/members/n4", "", 204},
+		}
+		for _, s := range steps {
+			key++
+			first := do(s.req, s.body, s.status, false, 1)
+			if again := do(s.req, s.body, s.status, true, 0); again != first {
+				t.Errorf("%s: %s, at first %s", s.req, again, first)
+			}
+			if s.body != "" {
+				do(s.req, s.body+" ", 409, false, 0)
+			}
+			do("POST /v1/cluster/members/n9/promote", "", 409, false, 0)
+			do("PUT /v1/kv/a", "v", 409, false, 0)
+		}
+
+		// The answer to the note of its begin is lost once.
+		var lost atomic.Int32
+		store.afterKeyed = func() error {
+			if lost.Add(1) == 1 {
+				return kv.Unknown(nil, "lost")
+			}
+			return nil
+		}
+		key++
+		do("POST /v1/cluster/members/n4/promote", "", 200, false, 1)
+		store.afterKeyed = nil
+
+		// A refusal is not remembered.
+		key++
+		cluster.fails(guarded)
+		do("DELETE /v1/cluster/members/n4", "", 409, false, 1)
+		cluster.fails(absent)
+		do("DELETE /v1/cluster/members/n4", "", 404, false, 1)
+		cluster.fails(nil)
+		do("DELETE /v1/cluster/members/n4", "", 204, false, 1)
+		do("DELETE /v1/cluster/members/n4", "", 204, true, 0)
+
+		// The end is not noted, as if the leader had gone.
+		store.setLoseEnds(true)
+		for _, s := range steps {
+			key++
+			first := s.status
+			if first == http.StatusCreated {
+				first = http.StatusOK // it is a member by now; that the try before did not make it one is not known
+			}
+			do(s.req, s.body, first, false, 1)
+			do(s.req, s.body, s.status, false, 1)
+		}
+		cluster.fails(absent) // the try before has removed it
+		do("DELETE /v1/cluster/members/n4", "", 204, false, 1)
+		cluster.fails(guarded)
+		do("DELETE /v1/cluster/members/n4", "", 409, false, 1)
+		cluster.fails(nil)
+		// Whoever leads in a later term need not hand over.
+		store.setTerm(2)
+		key++
+		do("POST /v1/cluster/transfer", "", 200, false, 1)
+		if body := do("POST /v1/cluster/transfer", "", 200, false, 0); !strings.Contains(body, leader.cluster.Self()) {
+			t.Errorf("leadership has gone over: %s", body)
+		}
+		do("POST /v1/cluster/transfer", "", 200, false, 0)
 	})
 }
 

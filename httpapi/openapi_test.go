@@ -250,6 +250,7 @@ func (d *description) seeSuccess(t *testing.T) {
 		{req: "GET /v1/cluster", status: 200}, {req: "GET /v1/status", status: 200}, {req: "POST /v1/snapshot", status: 200},
 		{req: "POST /v1/cluster/members", headers: []string{"Content-Type: application/json"}, body: `{"id":"n4","raft_addr":"h:1","http_addr":"h:2","voter":false}`, status: 201},
 		{req: "POST /v1/cluster/members", headers: []string{"Content-Type: application/json"}, body: `{"id":"n4","raft_addr":"h:1","http_addr":"h:2"}`, status: 200},
+		{req: "POST /v1/cluster/members", headers: []string{"Content-Type: application/json", "Idempotency-Key: m"}, body: `{"id":"n4","raft_addr":"h:1","http_addr":"h:2"}`, status: 200},
 		{req: "POST /v1/cluster/members/n4/promote", status: 200}, {req: "POST /v1/cluster/members/n4/demote?force=1", status: 200}, {req: "DELETE /v1/cluster/members/n4?force=0", status: 204},
 		{req: "POST /v1/cluster/transfer", headers: []string{"Content-Type: application/json"}, body: `{"to":"n2"}`, status: 200},
 		{req: "PUT /v1/cluster/settings", headers: []string{"Content-Type: application/json"}, body: `{"history_retention":"2h","max_key_bytes":128}`, status: 200},
@@ -375,9 +376,9 @@ func (d *description) seeFailures(t *testing.T) {
 		case strings.HasPrefix(s.req, "PUT /v1/kv"), strings.HasPrefix(s.req, "POST /v1/kv"), strings.HasPrefix(s.req, "POST /v1/txn"):
 			return all + "overloaded disk-full"
 		case strings.HasPrefix(s.req, "POST /v1/cluster/members?"):
-			return all + "conflict"
+			return all + "conflict overloaded"
 		case strings.Contains(s.req, "/v1/cluster/members/"), strings.Contains(s.req, "transfer"):
-			return all + "conflict not-found"
+			return all + "conflict not-found overloaded"
 		}
 		return all
 	}

@@ -64,8 +64,8 @@ func (s *Server) routeTable() []route {
 	only := func(method string, h handler, params ...string) map[string]endpoint {
 		return map[string]endpoint{method: {handle: h, params: params}}
 	}
-	once := func(method string, h handler) map[string]endpoint {
-		return map[string]endpoint{method: {handle: h, once: true}}
+	once := func(method string, h handler, params ...string) map[string]endpoint {
+		return map[string]endpoint{method: {handle: h, params: params, once: true}}
 	}
 	const member = "/v1/cluster/members/{id:[^/]+}"
 	all := func() []kv.Check { return append(s.liveness(), s.cfg.Health.Ready()...) }
@@ -78,11 +78,11 @@ func (s *Server) routeTable() []route {
 		{name: "pins", path: "/v1/pins", methods: once(http.MethodPost, s.postPin)},
 		{name: "pin", path: pinPrefix + "{id:[^/]+}", methods: once(http.MethodDelete, s.deletePin)},
 		{name: "cluster", path: "/v1/cluster", methods: only(http.MethodGet, s.getCluster)},
-		{name: "members", path: "/v1/cluster/members", methods: only(http.MethodPost, s.postMember)},
-		{name: "member", path: member, methods: only(http.MethodDelete, s.memberOp(s.deleteMember), "force")},
-		{name: "member_promote", path: member + "/promote", methods: only(http.MethodPost, s.memberOp(s.promoteMember))},
-		{name: "member_demote", path: member + "/demote", methods: only(http.MethodPost, s.memberOp(s.demoteMember), "force")},
-		{name: "transfer", path: "/v1/cluster/transfer", methods: only(http.MethodPost, s.postTransfer)},
+		{name: "members", path: "/v1/cluster/members", methods: once(http.MethodPost, s.postMember)},
+		{name: "member", path: member, methods: once(http.MethodDelete, s.memberOp(s.deleteMember), "force")},
+		{name: "member_promote", path: member + "/promote", methods: once(http.MethodPost, s.memberOp(s.promoteMember))},
+		{name: "member_demote", path: member + "/demote", methods: once(http.MethodPost, s.memberOp(s.demoteMember), "force")},
+		{name: "transfer", path: "/v1/cluster/transfer", methods: once(http.MethodPost, s.postTransfer)},
 		{name: "settings", path: "/v1/cluster/settings", methods: once(http.MethodPut, s.putSettings)},
 		{name: "status", path: "/v1/status", methods: only(http.MethodGet, s.getStatus)},
 		{name: "snapshot", path: "/v1/snapshot", methods: only(http.MethodPost, s.postSnapshot)},

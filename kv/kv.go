@@ -145,6 +145,17 @@ type Once struct {
 	Request [32]byte
 }
 
+// Operation is what the cluster has noted of something that a leader does under an idempotency key and that is
+// none of the state machine's, such as a change of members.
+type Operation struct {
+	// Term is that of the leader which began it.
+	Term uint64 `json:"term"`
+	// Status is the HTTP status of its answer, 0 as long as no answer is noted.
+	Status int `json:"status,omitempty"`
+	// Body is that of its answer.
+	Body []byte `json:"body,omitempty"`
+}
+
 // OnceWindow is how long the outcome of a write with an idempotency key is remembered
 // at least, by the cluster clock.
 const OnceWindow = 10 * time.Minute

@@ -57,6 +57,18 @@ func (n *Node) proposeKeyed(ctx context.Context, cmd []byte, once kv.Once) (fsm.
 	return n.propose(ctx, fsm.EncodeKeyed(once, n.fsm.Stamp(), cmd), nil)
 }
 
+// Begin implements httpapi.Store.
+func (n *Node) Begin(ctx context.Context, once kv.Once) (kv.Operation, bool, error) {
+	r, err := n.proposeKeyed(ctx, fsm.EncodeBegin(), once)
+	return r.Operation, r.Txn.Replayed, err
+}
+
+// End implements httpapi.Store.
+func (n *Node) End(ctx context.Context, once kv.Once, status int, body []byte) error {
+	_, err := n.propose(ctx, fsm.EncodeKeyed(once, 0, fsm.EncodeEnd(status, body)), nil)
+	return err
+}
+
 // notApplied is err of what comes before a proposal.
 func notApplied(err error) error {
 	e := *kv.AsError(err)

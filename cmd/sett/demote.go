@@ -17,6 +17,7 @@ func (a *app) demoteCommand() *cobra.Command {
 	}
 	conn := a.connectionFlags(cmd)
 	cmd.Flags().BoolVar(&o.Force, "force", false, "also if too few live voters are left")
+	onceFlag(cmd, &o.IdempotencyKey)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return conn.do(cmd, func(ctx context.Context, cl *client.Client) error {
 			m, err := cl.Demote(ctx, args[0], o)

@@ -12,6 +12,7 @@ import (
 func (a *app) joinCommand() *cobra.Command {
 	var spec kv.MemberSpec
 	var nonvoter bool
+	var o client.OnceOptions
 	cmd := &cobra.Command{
 		Use:   "join --id ID --raft-addr ADDR --http-addr ADDR",
 		Short: "Take a running node into the cluster",
@@ -25,13 +26,14 @@ neither data nor another cluster. It becomes a voter once it has caught up, unle
 	cmd.Flags().StringVar(&spec.RaftAddr, "raft-addr", "", "the node's Raft address, host:port")
 	cmd.Flags().StringVar(&spec.HTTPAddr, "http-addr", "", "the node's HTTP address, host:port")
 	cmd.Flags().BoolVar(&nonvoter, "nonvoter", false, "keep it a read replica")
+	onceFlag(cmd, &o.IdempotencyKey)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if spec.ID == "" || spec.RaftAddr == "" || spec.HTTPAddr == "" {
 			return usagef("join needs --id, --raft-addr and --http-addr of the node to take in")
 		}
 		spec.Voter = !nonvoter
 		return conn.do(cmd, func(ctx context.Context, cl *client.Client) error {
-			m, err := cl.AddMember(ctx, spec)
+			m, err := cl.AddMember(ctx, spec, o)
 			if err != nil {
 				return err
 			}

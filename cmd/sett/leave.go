@@ -23,6 +23,7 @@ back only when asked to, with sett join. To stop a node for a while, send it SIG
 	conn := a.connectionFlags(cmd)
 	cmd.Flags().StringVar(&id, "id", "", "id of the node (default the node at the endpoint)")
 	cmd.Flags().BoolVar(&o.Force, "force", false, "also if too few live voters are left")
+	onceFlag(cmd, &o.IdempotencyKey)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		return conn.do(cmd, func(ctx context.Context, cl *client.Client) error {
 			if id == "" {

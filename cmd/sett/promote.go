@@ -15,9 +15,11 @@ func (a *app) promoteCommand() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 	}
 	conn := a.connectionFlags(cmd)
+	var o client.OnceOptions
+	onceFlag(cmd, &o.IdempotencyKey)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return conn.do(cmd, func(ctx context.Context, cl *client.Client) error {
-			m, err := cl.Promote(ctx, args[0])
+			m, err := cl.Promote(ctx, args[0], o)
 			if err != nil {
 				return err
 			}

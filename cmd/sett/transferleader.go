@@ -16,13 +16,15 @@ func (a *app) transferLeaderCommand() *cobra.Command {
 		Args:  cobra.MaximumNArgs(1),
 	}
 	conn := a.connectionFlags(cmd)
+	var o client.OnceOptions
+	onceFlag(cmd, &o.IdempotencyKey)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		to := ""
 		if len(args) > 0 {
 			to = args[0]
 		}
 		return conn.do(cmd, func(ctx context.Context, cl *client.Client) error {
-			leader, err := cl.Transfer(ctx, to)
+			leader, err := cl.Transfer(ctx, to, o)
 			if err != nil {
 				return err
 			}

@@ -212,6 +212,7 @@ func TestOpenAPI(t *testing.T) {
 	}
 
 	d.seeSuccess(t)
+	d.seeMalformed(t)
 	d.seeBadRequests(t)
 	d.seeFailures(t)
 
@@ -322,6 +323,50 @@ func theRequests() []step {
 		{req: "GET /v1/cluster?"}, {req: "POST /v1/cluster/members?", body: `{"id":"n4","raft_addr":"h:1","http_addr":"h:2"}`, headers: js}, {req: "DELETE /v1/cluster/members/n4?"},
 		{req: "POST /v1/cluster/members/n4/promote?"}, {req: "POST /v1/cluster/members/n4/demote?"}, {req: "POST /v1/cluster/transfer?", body: `{}`, headers: js},
 		{req: "PUT /v1/cluster/settings?", body: `{}`, headers: js}, {req: "GET /v1/status?"}, {req: "POST /v1/snapshot?"},
+	}
+}
+
+// seeMalformed sees bodies that are refused for their shape: the description refuses them, too.
+func (d *description) seeMalformed(t *testing.T) {
+	const js, txn = "Content-Type: application/json", "POST /v1/txn"
+	for req, bodies := range map[string][]string{
+		"POST /v1/kv": {
+			`{"key":"a","value":"v","value_base64":"dg=="}`, `{"key":"a","value":"v","ttl":5,"expires_at":"2031-01-02T03:04:05Z"}`, `{"key":"a"}`,
+			`{"key":"a","key_base64":"YQ==","value":"v"}`, `{"value":"v"}`, `{"key":"","value":"v"}`, `{"key":"a","value":1}`, `{"delete":""}`, `{"delete":"a","key":"b"}`, `{"end":false}`,
+		},
+		txn: {
+			`{"then":[{"put":{"key":"a","value":"v","value_base64":"dg=="}}]}`, `{"then":[{"append":{"key":"a","value":"v","value_base64":"dg=="}}]}`, `{"then":[{"put":{"key":"a"}}]}`,
+			`{"then":[{"put":{"value":"v"}}]}`, `{"then":[{"get":{"key":"a"},"delete":{"key":"a"}}]}`, `{"then":[{}]}`, `{"then":{}}`, `{"than":[]}`, `{"if":[{"key":"a"}]}`,
+			`{"if":[{"key":"a","version":{"eq":-1}}]}`, `{"then":[{"range":{"limit":0}}]}`, `{"then":[{"touch":{"key":"a"}}]}`,
+		},
+		"POST /v1/pins":             {`{"revision":0,"ttl":"1h"}`, `{"revision":1}`, `{"ttl":"1h"}`, `{"revision":-1,"ttl":"1h"}`, `{"revision":1,"ttl":true}`},
+		"POST /v1/compact":          {`{"revision":0}`, `{}`, `{"revision":"1"}`},
+		"POST /v1/cluster/members":  {`{"id":"n4"}`, `{"id":4,"raft_addr":"h:1","http_addr":"h:2"}`, `{"id":"n4","raft_addr":"h:1","http_addr":"h:2","vote":true}`},
+		"POST /v1/cluster/transfer": {`{"to":1}`, `{"from":"n1"}`},
+		"PUT /v1/cluster/settings":  {`{"max_key_bytes":"9"}`, `{"max_key_bytes":0}`, `{"max_keys":9}`},
+	} {
+		method, target, _ := strings.Cut(req, " ")
+		header := js
+		if req == "POST /v1/kv" {
+			header = loadType
+		}
+		for _, body := range bodies {
+			f := newFixture(t)
+			f.store.set(kv.Item{Key: "k"})
+			request := func() *http.Request {
+				r := httptest.NewRequest(method, target, strings.NewReader(body))
+				addHeaders(t, r, []string{header})
+				return r
+			}
+			w := httptest.NewRecorder()
+			f.srv.Handler().ServeHTTP(w, request())
+			if w.Code != http.StatusBadRequest {
+				t.Errorf("%s %s: status %d; body %.300s", req, body, w.Code, w.Body)
+			}
+			if ok, _ := d.check.ValidateHttpRequest(request()); ok {
+				t.Errorf("%s %s is refused, and described as good", req, body)
+			}
+		}
 	}
 }
 

@@ -303,6 +303,30 @@ func (c *Cluster) Transfer(ctx context.Context, to string) (leader string, err e
 	return next.name, err
 }
 
+// PutEnding has the leader note how an operation ended: this node, or the one that leads by now. It tries until
+// ctx ends.
+func (c *Cluster) PutEnding(ctx context.Context, end kv.Ending) error {
+	for {
+		err := c.putEnding(ctx, end)
+		if err == nil || !pause(ctx, c.cfg.Timing.Reconcile/10) {
+			return err
+		}
+	}
+}
+
+func (c *Cluster) putEnding(ctx context.Context, end kv.Ending) error {
+	if c.IsLeader() {
+		return c.cfg.Directory.PutEnding(ctx, end)
+	}
+	v := c.viewLeader()
+	if v.serverID == "" || v.serverID == c.cfg.ServerID {
+		return c.noLeader()
+	}
+	return c.client.call(ctx, target{server: v.serverID, addr: v.httpAddr}.post(pathEnding, endingRequest{
+		Key: []byte(end.Once.Key), Request: end.Once.Request, Status: end.Status, Body: end.Body,
+	}), &empty{})
+}
+
 // handOver transfers leadership to any voter; false if there is nobody to take it.
 // Raft then lets a leader remove itself, and steps down.
 func (c *Cluster) handOver(ctx context.Context, w *world) bool {

@@ -48,6 +48,8 @@ type Directory interface {
 	Records() []kv.MemberRecord
 	// PutRecord proposes the record; leader only. It returns once it is applied here.
 	PutRecord(ctx context.Context, r kv.MemberRecord) error
+	// PutEnding proposes how an operation ended; leader only. Once more does no harm.
+	PutEnding(ctx context.Context, end kv.Ending) error
 }
 
 // Status is what a node tells its peers about itself.

@@ -215,6 +215,21 @@ func TestRemovedNodeLearnsItAndComesBackWhenAsked(t *testing.T) {
 	eventually(t, "it is a voter again", func() bool { return isVoter(r, f.id()) && !f.Removed() && f.Ready()[0].OK })
 }
 
+// TestEndingReachesTheLeader, from each node, whatever the bytes of the key.
+func TestEndingReachesTheLeader(t *testing.T) {
+	r := newFakeRaft()
+	nodes := form(t, r, 3)
+	for _, n := range nodes {
+		end := kv.Ending{Once: kv.Once{Key: "of \xff " + n.cfg.Name, Request: [32]byte{1}}, Status: 204}
+		if err := n.PutEnding(t.Context(), end); err != nil {
+			t.Errorf("%s: %v", n.cfg.Name, err)
+		}
+		if !slices.Contains(r.log(), "ending "+end.Once.Key+" ") {
+			t.Errorf("what %s sent has not arrived", n.cfg.Name)
+		}
+	}
+}
+
 // TestForgedRemoval: a node does not believe that it was removed; it asks.
 func TestForgedRemoval(t *testing.T) {
 	r := newFakeRaft()

@@ -240,6 +240,10 @@ func (f *fakeConsensus) PutRecord(_ context.Context, rec kv.MemberRecord) error 
 	})
 }
 
+func (f *fakeConsensus) PutEnding(_ context.Context, end kv.Ending) error {
+	return f.change("ending "+end.Once.Key, "", func() error { return nil })
+}
+
 // logBuffer collects what a node logs.
 type logBuffer struct {
 	mu sync.Mutex

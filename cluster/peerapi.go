@@ -35,6 +35,7 @@ const (
 	pathStatus     = pathPrefix + "status"
 	pathRemove     = pathPrefix + "members/remove"
 	pathDemote     = pathPrefix + "members/demote"
+	pathEnding     = pathPrefix + "ending"
 
 	maxPeerBody = 1 << 20
 	maxReason   = 1024
@@ -92,6 +93,14 @@ type changeRequest struct {
 	Force bool   `json:"force"`
 }
 
+// endingRequest is a kv.Ending on the wire. The key may be any bytes.
+type endingRequest struct {
+	Key     []byte   `json:"key"`
+	Request [32]byte `json:"request"`
+	Status  int      `json:"status"`
+	Body    []byte   `json:"body,omitempty"`
+}
+
 // peerError is a kv.Error on the wire.
 type peerError struct {
 	Code    kv.Code    `json:"code"`
@@ -128,6 +137,11 @@ func (c *Cluster) Handler() http.Handler {
 	})
 	handle(mux, "POST "+pathDemote, members, func(ctx context.Context, in changeRequest) (kv.Member, error) {
 		return c.Demote(ctx, in.ID, in.Force)
+	})
+	handle(mux, "POST "+pathEnding, members, func(ctx context.Context, in endingRequest) (empty, error) {
+		return empty{}, c.cfg.Directory.PutEnding(ctx, kv.Ending{
+			Once: kv.Once{Key: string(in.Key), Request: in.Request}, Status: in.Status, Body: in.Body,
+		})
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		writePeerError(w, kv.Errorf(kv.CodeNotFound, "no such peer call"))

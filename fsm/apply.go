@@ -265,7 +265,7 @@ func (f *FSM) applySmall(pos position, kind byte, body []byte) (Result, error) {
 			r.Err = kv.NotApplied(kv.CodeNotFound, "there is no such pin; it may have ended by itself")
 		}
 	case cmdBegin:
-		r.Operation.Term = pos.term
+		r.Operation = kv.Operation{Term: pos.term, Tries: 1}
 	default:
 		return Result{}, fmt.Errorf("command kind %d with an idempotency key: %w", kind, kv.ErrUnknownVersion)
 	}

@@ -836,6 +836,9 @@ func TestOperations(t *testing.T) {
 	do := func(o kv.Once, cmd []byte) Result {
 		return m.ApplyBatch([]Log{m.entry(clock, EncodeKeyed(o, 0, cmd))})[0][0]
 	}
+	end := func(o kv.Once, status int, body string) Result {
+		return m.ApplyBatch([]Log{m.entry(clock, EncodeEnd(kv.Ending{Once: o, Status: status, Body: []byte(body)}))})[0][0]
+	}
 	began := func(when string, o kv.Once, want kv.Operation, again bool) {
 		t.Helper()
 		r := do(o, EncodeBegin())
@@ -849,11 +852,14 @@ func TestOperations(t *testing.T) {
 			t.Errorf("%s: %+v", when, r)
 		}
 	}
-	begun := kv.Operation{Term: 1}
+	begun := kv.Operation{Term: 1, Tries: 1}
+	tried := func(n int) kv.Operation { return kv.Operation{Term: 1, Tries: n} }
 	began("first", once("a", "r"), begun, false)
-	began("again", once("a", "r"), begun, true)
+	began("again", once("a", "r"), tried(2), true)
+	end(once("a", "r"), 0, "") // the first try was refused, and another one is under way
+	began("a third time", once("a", "r"), tried(3), true)
 	refused("another request", do(once("a", "s"), EncodeBegin()), kv.CodeConflict)
-	refused("the end of another request", do(once("a", "s"), EncodeEnd(200, nil)), kv.CodeConflict)
+	refused("the end of another request", end(once("a", "s"), 200, ""), kv.CodeConflict)
 	refused("a pin", do(once("a", "s"), EncodePin(1, time.Hour)), kv.CodeConflict)
 	if _, err := m.txn(kv.Txn{Then: []kv.Op{put("x", "")}, Once: once("a", "r")}); kv.AsError(err).Code != kv.CodeConflict {
 		t.Errorf("a transaction: %v", err)
@@ -862,21 +868,21 @@ func TestOperations(t *testing.T) {
 	// Nothing was done: the key is free.
 	bytes := m.small.keyedBytes
 	began("to be refused", once("free", "r"), begun, false)
-	do(once("free", "r"), EncodeEnd(0, nil))
+	end(once("free", "r"), 0, "")
 	if m.small.keyedBytes != bytes || len(m.small.keyedList) != 1 {
 		t.Errorf("%d outcomes of %d bytes, want 1 of %d", len(m.small.keyedList), m.small.keyedBytes, bytes)
 	}
 	began("after it was refused", once("free", "s"), begun, false)
 
-	done := kv.Operation{Term: 1, Status: 201, Body: []byte("{}")}
-	do(once("a", "r"), EncodeEnd(201, []byte("{}")))
-	do(once("a", "r"), EncodeEnd(0, nil)) // the first answer stays
-	do(once("a", "r"), EncodeEnd(204, nil))
+	done := kv.Operation{Term: 1, Tries: 3, Status: 201, Body: []byte("{}")}
+	end(once("a", "r"), 201, "{}")
+	end(once("a", "r"), 0, "") // the first answer stays
+	end(once("a", "r"), 204, "")
 	began("done", once("a", "r"), done, true)
 	began("with an answer too long to be noted", once("long", "r"), begun, false)
-	do(once("long", "r"), EncodeEnd(200, make([]byte, maxEndBytes+1)))
+	end(once("long", "r"), 200, strings.Repeat("b", maxEndBytes+1))
 	pinned := do(once("pin", "r"), EncodePin(1, time.Hour))
-	do(once("pin", "r"), EncodeEnd(204, nil)) // a pin is none
+	end(once("pin", "r"), 204, "") // a pin is none
 	if r := do(once("pin", "r"), EncodePin(1, time.Hour)); r.Pin != pinned.Pin || !r.Txn.Replayed {
 		t.Errorf("a pin after an end: %+v", r)
 	}
@@ -888,17 +894,27 @@ func TestOperations(t *testing.T) {
 	if count != m.small.keyedBytes {
 		t.Errorf("%d bytes are counted, %d are there", m.small.keyedBytes, count)
 	}
-	for _, again := range []func(){m.restart, func() { m.snapshot(); m.restart() }} {
+	for i, again := range []func(){m.restart, func() { m.snapshot(); m.restart() }} {
 		again()
 		began("after a restart", once("a", "r"), done, true)
-		began("after a restart", once("long", "r"), begun, true)
+		began("after a restart", once("long", "r"), tried(2+i), true)
 	}
 	clock += onceKeep
-	do(once("a", "r"), EncodeEnd(200, nil)) // too late
+	end(once("a", "r"), 200, "") // too late
 	began("after the window", once("a", "r"), begun, false)
 	if len(m.small.keyedList) != 1 || len(m.small.keyedBy) != 1 {
 		t.Errorf("%d and %d are remembered", len(m.small.keyedList), len(m.small.keyedBy))
 	}
+
+	// There is room for operations where there is none for pins.
+	for i := len(m.small.keyedList); i < maxKeyed; i++ {
+		refused("a pin that is not there", do(once(fmt.Sprint(i), ""), EncodeUnpin("none")), kv.CodeNotFound)
+	}
+	refused("one pin more", do(once("more", ""), EncodeUnpin("none")), kv.CodeOverloaded)
+	for i := range operationRoom {
+		began("beyond", once(fmt.Sprint("operation ", i), ""), begun, false)
+	}
+	refused("one operation more", do(once("more", ""), EncodeBegin()), kv.CodeOverloaded)
 }
 
 // TestElapsed: the clock goes on from what was stamped while this process ran, and from

@@ -93,7 +93,7 @@ func TestFormatsAreGolden(t *testing.T) {
 		{"outcome key", outcomeKey(waits.hash)}, {"outcome piece key", outcomePieceKey(waits.hash, 258)}, {"outcome group key", groupKey(258)},
 		{"keyed", EncodeKeyed(kv.Once{Key: "key", Request: sha256.Sum256([]byte("request"))}, 1_700_000_000_000, EncodePin(3, time.Hour))},
 		{"begin", EncodeKeyed(kv.Once{Key: "key", Request: sha256.Sum256([]byte("request"))}, 1_700_000_000_000, EncodeBegin())},
-		{"end", EncodeKeyed(kv.Once{Key: "key", Request: sha256.Sum256([]byte("request"))}, 0, EncodeEnd(200, []byte("{}")))},
+		{"end", EncodeEnd(kv.Ending{Once: kv.Once{Key: "key", Request: sha256.Sum256([]byte("request"))}, Status: 200, Body: []byte("{}")})},
 		{"chunk", encodeChunk(5, 0x1122334455667788, 3, true, []byte("part"))},
 		{"init", EncodeInit("c-1", "sett", kv.ClusterSettings{HistoryRetention: time.Hour, MaxKeyBytes: 4096})},
 		{"lead", EncodeLead("s-1", time.UnixMilli(1_700_000_000_000))},

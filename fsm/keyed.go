@@ -20,6 +20,10 @@ const (
 	// maxKeyed and maxKeyedBytes bound these outcomes. They are constants of the format (Invariant 10a).
 	maxKeyed      = 4000
 	maxKeyedBytes = 1 << 20
+	// operationRoom and operationRoomBytes are what there is beyond for operations, so that nobody can keep
+	// an administrator out with pins.
+	operationRoom      = 500
+	operationRoomBytes = 256 << 10
 	// maxEndBytes bounds the answer of one operation that is noted; one that is longer is not.
 	maxEndBytes = 16 << 10
 )
@@ -67,13 +71,19 @@ func (s *small) keep(o *keyedOutcome) {
 	s.keyedBytes += o.bytes()
 }
 
-// change puts o, of which nothing but the answer is new, in the place of was. The label of a snapshot may
-// be reading the old list.
-func (s *small) change(was, o *keyedOutcome) {
+// change gives was another answer. The label of a snapshot may be reading the old list.
+func (s *small) change(was *keyedOutcome, a *keyedAnswer) error {
+	answer, err := json.Marshal(a)
+	if err != nil {
+		return fmt.Errorf("encode outcome: %w", err)
+	}
+	o := *was
+	o.Answer = answer
 	s.keyedList = slices.Clone(s.keyedList)
-	s.keyedList[slices.Index(s.keyedList, was)] = o
-	s.keyedBy[o.Hash] = o
+	s.keyedList[slices.Index(s.keyedList, was)] = &o
+	s.keyedBy[o.Hash] = &o
 	s.keyedBytes += o.bytes() - was.bytes()
+	return nil
 }
 
 // forgetKeyed takes one away before its time.
@@ -101,18 +111,18 @@ func (s *small) dropKeyed() {
 // that it begins. It makes sense in EncodeKeyed only.
 func EncodeBegin() []byte { return []byte{cmdBegin} }
 
-// EncodeEnd is the command that notes how that ended: with an HTTP status and a body, or with status 0 if
-// nothing was done, and then the key is free again. It makes sense in EncodeKeyed only.
-func EncodeEnd(status int, body []byte) []byte {
-	e := encoder{b: make([]byte, 0, len(body)+4)}
+// EncodeEnd is the command that notes how that ended. With status 0 the key is free again, unless
+// the operation was begun again meanwhile.
+func EncodeEnd(end kv.Ending) []byte {
+	e := encoder{b: make([]byte, 0, len(end.Body)+4)}
 	e.byte(cmdEnd)
-	e.uvarint(uint64(status))
-	e.b = append(e.b, body...)
-	return e.b
+	e.uvarint(uint64(end.Status))
+	e.b = append(e.b, end.Body...)
+	return EncodeKeyed(end.Once, 0, e.b)
 }
 
-// EncodeKeyed gives a command of EncodeSettings, EncodeCompact, EncodePin, EncodeUnpin, EncodeBegin or
-// EncodeEnd an idempotency key. born is as in EncodeTxn.
+// EncodeKeyed gives a command of EncodeSettings, EncodeCompact, EncodePin, EncodeUnpin or EncodeBegin an
+// idempotency key. born is as in EncodeTxn.
 func EncodeKeyed(o kv.Once, born uint64, cmd []byte) []byte {
 	e := encoder{b: make([]byte, 0, len(cmd)+64)}
 	e.byte(cmdKeyed)
@@ -141,15 +151,18 @@ func (f *FSM) applyKeyed(pos position, body []byte) (Result, error) {
 	case kind == cmdEnd:
 		return f.applyEnd(was, d.b[1:])
 	case was != nil:
-		return f.replayKeyed(was)
+		return f.replayKeyed(was, kind)
 	}
 	if head.late(f.small.clock) {
 		return refuse(errOnceLate())
 	}
-	if len(f.small.keyedList) >= maxKeyed || f.small.keyedBytes >= maxKeyedBytes {
+	kind, most, mostBytes := d.b[0], maxKeyed, maxKeyedBytes
+	if kind == cmdBegin {
+		most, mostBytes = most+operationRoom, mostBytes+operationRoomBytes
+	}
+	if len(f.small.keyedList) >= most || f.small.keyedBytes >= mostBytes {
 		return refuse(errOnceFull())
 	}
-	kind := d.b[0]
 	r, err := f.applySmall(pos, kind, d.b[1:])
 	if err != nil {
 		return Result{}, err
@@ -204,21 +217,18 @@ func (f *FSM) applyEnd(was *keyedOutcome, body []byte) (Result, error) {
 	switch {
 	case a.Operation == nil || a.Operation.Status != 0 || len(d.b) > maxEndBytes:
 		return done, nil
-	case status == 0:
+	case status == 0 && a.Operation.Tries == 1:
 		f.small.forgetKeyed(was)
+		return done, nil
+	case status == 0:
 		return done, nil
 	}
 	a.Operation.Status, a.Operation.Body = int(status), d.b
-	o := *was
-	var err error
-	if o.Answer, err = json.Marshal(a); err != nil {
-		return Result{}, fmt.Errorf("encode outcome: %w", err)
-	}
-	f.small.change(was, &o)
-	return done, nil
+	return done, f.small.change(was, &a)
 }
 
-func (f *FSM) replayKeyed(o *keyedOutcome) (Result, error) {
+// replayKeyed answers with what is remembered. An operation that has no answer yet is begun again.
+func (f *FSM) replayKeyed(o *keyedOutcome, kind byte) (Result, error) {
 	var a keyedAnswer
 	if err := json.Unmarshal(o.Answer, &a); err != nil {
 		return Result{}, damaged(err, "a remembered outcome cannot be read")
@@ -237,6 +247,12 @@ func (f *FSM) replayKeyed(o *keyedOutcome) (Result, error) {
 		r.Settings = *a.Settings
 	}
 	if a.Operation != nil {
+		if kind == cmdBegin && a.Operation.Status == 0 {
+			a.Operation.Tries++
+			if err := f.small.change(o, &a); err != nil {
+				return Result{}, err
+			}
+		}
 		r.Operation = *a.Operation
 	}
 	return r, nil

@@ -38,11 +38,11 @@ type Store interface {
 	// there is no such pin.
 	Pin(ctx context.Context, rev kv.Revision, ttl time.Duration, once kv.Once) (p kv.Pin, replayed bool, err error)
 	Unpin(ctx context.Context, id string, once kv.Once) (replayed bool, err error)
-	// Begin notes that this node, which leads, begins something that is none of the state machine's, before it does.
-	// again says that this was noted before, and then op says what is known of that try. End notes the answer, which
-	// is op's from then on, unless there is one already; with status 0 nothing was done, and the key is free.
-	Begin(ctx context.Context, once kv.Once) (op kv.Operation, again bool, err error)
-	End(ctx context.Context, once kv.Once, status int, body []byte) error
+	// Begin notes that this node, which leads, begins something that is none of the state machine's, before it does. op
+	// says what is known of it: how many tries there were with this one, and the answer. End notes the answer, on any
+	// node, unless there is one already; with status 0 nothing was done, and the key is free if there was one try.
+	Begin(ctx context.Context, once kv.Once) (op kv.Operation, err error)
+	End(ctx context.Context, end kv.Ending) error
 	// Settings returns the cluster settings in force on this node.
 	Settings() kv.ClusterSettings
 	// SetSettings replaces the cluster settings and returns what they were set to; leader only,

@@ -649,23 +649,34 @@ func (f *fakeStore) setTerm(term uint64) {
 	f.term = term
 }
 
-func (f *fakeStore) Begin(_ context.Context, once kv.Once) (kv.Operation, bool, error) {
-	return keyed(f, once, func() (kv.Operation, error) { return kv.Operation{Term: f.term}, nil })
+func (f *fakeStore) Begin(_ context.Context, once kv.Once) (kv.Operation, error) {
+	op, again, err := keyed(f, once, func() (kv.Operation, error) { return kv.Operation{Term: f.term, Tries: 1}, nil })
+	if err != nil || !again || op.Status != 0 {
+		return op, err
+	}
+	op.Tries++
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	o := f.keyed[once.Key]
+	o.v = op
+	f.keyed[once.Key] = o
+	return op, nil
 }
 
-func (f *fakeStore) End(_ context.Context, once kv.Once, status int, body []byte) error {
+func (f *fakeStore) End(_ context.Context, end kv.Ending) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.loseEnds {
 		return kv.NotApplied(kv.CodeNoLeader, "lost")
 	}
-	o := f.keyed[once.Key]
+	o := f.keyed[end.Once.Key]
 	op := o.v.(kv.Operation)
-	op.Status, op.Body = status, body
+	op.Status, op.Body = end.Status, end.Body
 	o.v = op
-	f.keyed[once.Key] = o
-	if status == 0 {
-		delete(f.keyed, once.Key)
+	if end.Status != 0 {
+		f.keyed[end.Once.Key] = o
+	} else if op.Tries == 1 {
+		delete(f.keyed, end.Once.Key)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/settkv/sett/kv"
@@ -64,8 +65,8 @@ func (s *Server) getCluster(ctx context.Context, x *exchange) error {
 const endTimeout = 2 * time.Second
 
 // operation is something that the leader does and that is none of the state machine's. begun is what is known of
-// an earlier try of the same request, nil if there was none: that one may have been done, in part or as a whole,
-// so what is as it is to be is no error then.
+// earlier tries of the same request, nil if there was none: they may have done it, in part or as a whole, so what
+// is as it is to be is no error then.
 type operation func(ctx context.Context, begun *kv.Operation) (status int, v any, err error)
 
 // admin does an operation on the leader and answers with what it returns. With an idempotency key the cluster
@@ -76,45 +77,98 @@ func (x *exchange) admin(ctx context.Context, body []byte, do operation) error {
 			status, v, err := do(ctx, nil)
 			return status, v, false, err
 		}
-		was, again, err := x.s.cfg.Store.Begin(ctx, once)
+		done, err := x.s.turns.take(ctx, once.Key)
+		if err != nil {
+			return 0, nil, false, err
+		}
+		defer done()
+		op, err := x.s.cfg.Store.Begin(ctx, once)
 		switch {
 		case err != nil:
 			return 0, nil, false, err
-		case was.Status != 0 && len(was.Body) == 0:
-			return was.Status, nil, true, nil
-		case was.Status != 0:
-			return was.Status, json.RawMessage(was.Body), true, nil
+		case op.Status != 0 && len(op.Body) == 0:
+			return op.Status, nil, true, nil
+		case op.Status != 0:
+			return op.Status, json.RawMessage(op.Body), true, nil
+		case op.Tries == 1:
+			status, v, err := do(ctx, nil)
+			return status, v, false, x.noteEnd(ctx, once, status, v, err)
 		}
-		var begun *kv.Operation
-		if again {
-			begun = &was
+		status, v, err := do(ctx, &op)
+		if err != nil {
+			return 0, nil, false, stillInDoubt(err)
 		}
-		status, v, err := x.noted(ctx, once, begun, do)
-		return status, v, false, err
+		return status, v, false, x.noteEnd(ctx, once, status, v, nil)
 	})
 }
 
-// noted does an operation and notes how it ended. That may fail, since the node may not lead any more, and does not
-// change the answer: a repeat is an operation that was begun then.
-func (x *exchange) noted(ctx context.Context, once kv.Once, begun *kv.Operation, do operation) (status int, v any, err error) {
-	status, v, err = do(ctx, begun)
-	var body []byte
+// noteEnd notes how an operation ended, if that is known, and returns err. That the note is lost does not
+// change the answer: a repeat is one more try then.
+func (x *exchange) noteEnd(ctx context.Context, once kv.Once, status int, v any, err error) error {
+	end := kv.Ending{Once: once, Status: status}
 	switch {
 	case err != nil && kv.AsError(err).Outcome != kv.OutcomeNotApplied:
-		return status, v, err
+		return err
 	case err != nil:
-		status = 0
+		end.Status = 0
 	case v != nil:
-		if body, err = encodeJSON(v); err != nil {
-			return 0, nil, err
+		if end.Body, err = encodeJSON(v); err != nil {
+			return err
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
-	if endErr := x.s.cfg.Store.End(ctx, once, status, body); endErr != nil {
-		x.s.log.Debug("the end of an operation was not noted", "request_id", x.id, "err", endErr)
+	if lost := x.s.cfg.Store.End(ctx, end); lost != nil {
+		x.s.log.Warn("the end of an operation was not noted", "request_id", x.id, "err", lost)
 	}
-	return status, v, err
+	return err
+}
+
+// stillInDoubt is what may be said if a further try of an operation was refused: an earlier one may have been applied.
+func stillInDoubt(err error) error {
+	e := *kv.AsError(err)
+	switch {
+	case e.Outcome != kv.OutcomeNotApplied:
+		return err
+	case decidedCode(e.Code):
+		e.Outcome = kv.OutcomeUnknown
+		return &e
+	}
+	return kv.Unknown(err, "an earlier try of this request may have been applied; repeat it with the same Idempotency-Key to learn what became of it")
+}
+
+// turns lets one request at a time have a key.
+type turns struct {
+	mu    sync.Mutex
+	taken map[string]chan struct{} // closed when the turn is over
+}
+
+// take waits within ctx until the key is free, and takes it until done is called.
+func (t *turns) take(ctx context.Context, key string) (done func(), err error) {
+	for {
+		t.mu.Lock()
+		over, busy := t.taken[key]
+		if !busy {
+			if t.taken == nil {
+				t.taken = map[string]chan struct{}{}
+			}
+			mine := make(chan struct{})
+			t.taken[key] = mine
+			t.mu.Unlock()
+			return func() {
+				t.mu.Lock()
+				delete(t.taken, key)
+				t.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		t.mu.Unlock()
+		select {
+		case <-over:
+		case <-ctx.Done():
+			return nil, kv.Unknown(ctx.Err(), "a request with the same Idempotency-Key is under way; repeat this one to learn what became of it")
+		}
+	}
 }
 
 // adminOnce is admin of an operation that takes an idempotency key; replayed says that it was done before.

@@ -24,6 +24,7 @@ type Server struct {
 	crossOrigin *http.CrossOriginProtection
 	// settingsLock holds one token: a change of the settings reads, changes and proposes.
 	settingsLock chan struct{}
+	turns        turns
 	buffers      bufferPool
 	eventBuffers bufferPool
 	watches      watchCount

@@ -148,12 +148,22 @@ type Once struct {
 // Operation is what the cluster has noted of something that a leader does under an idempotency key and that is
 // none of the state machine's, such as a change of members.
 type Operation struct {
-	// Term is that of the leader which began it.
+	// Term is that of the leader which began it first.
 	Term uint64 `json:"term"`
+	// Tries is how often it was begun.
+	Tries int `json:"tries"`
 	// Status is the HTTP status of its answer, 0 as long as no answer is noted.
 	Status int `json:"status,omitempty"`
 	// Body is that of its answer.
 	Body []byte `json:"body,omitempty"`
+}
+
+// Ending is how an Operation ended: with an HTTP status and a body, or with status 0 if the first try was refused
+// and nothing was done.
+type Ending struct {
+	Once   Once
+	Status int
+	Body   []byte
 }
 
 // OnceWindow is how long the outcome of a write with an idempotency key is remembered

@@ -58,14 +58,17 @@ func (n *Node) proposeKeyed(ctx context.Context, cmd []byte, once kv.Once) (fsm.
 }
 
 // Begin implements httpapi.Store.
-func (n *Node) Begin(ctx context.Context, once kv.Once) (kv.Operation, bool, error) {
+func (n *Node) Begin(ctx context.Context, once kv.Once) (kv.Operation, error) {
 	r, err := n.proposeKeyed(ctx, fsm.EncodeBegin(), once)
-	return r.Operation, r.Txn.Replayed, err
+	return r.Operation, err
 }
 
 // End implements httpapi.Store.
-func (n *Node) End(ctx context.Context, once kv.Once, status int, body []byte) error {
-	_, err := n.propose(ctx, fsm.EncodeKeyed(once, 0, fsm.EncodeEnd(status, body)), nil)
+func (n *Node) End(ctx context.Context, end kv.Ending) error { return n.cluster.PutEnding(ctx, end) }
+
+// PutEnding implements cluster.Directory.
+func (n *Node) PutEnding(ctx context.Context, end kv.Ending) error {
+	_, err := n.propose(ctx, fsm.EncodeEnd(end), nil)
 	return err
 }
 

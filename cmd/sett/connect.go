@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -146,8 +147,8 @@ func (k *onceKey) String() string { return string(*k) }
 func (k *onceKey) Type() string   { return "string" }
 
 func (k *onceKey) Set(v string) error {
-	if v == "" || len(v) > kv.MaxOnceKeyBytes {
-		return fmt.Errorf("want 1 to %d bytes", kv.MaxOnceKeyBytes)
+	if v == "" || len(v) > kv.MaxOnceKeyBytes || strings.ContainsFunc(v, unicode.IsControl) {
+		return fmt.Errorf("want 1 to %d bytes, and no control characters", kv.MaxOnceKeyBytes)
 	}
 	*k = onceKey(v)
 	return nil

@@ -323,7 +323,7 @@ func (c *Cluster) putEnding(ctx context.Context, end kv.Ending) error {
 		return c.noLeader()
 	}
 	return c.client.call(ctx, target{server: v.serverID, addr: v.httpAddr}.post(pathEnding, endingRequest{
-		Key: []byte(end.Once.Key), Request: end.Once.Request, Status: end.Status, Body: end.Body,
+		Key: []byte(end.Once.Key), Request: end.Once.Request, Began: end.Began, Status: end.Status, Body: end.Body,
 	}), &empty{})
 }
 

@@ -97,6 +97,7 @@ type changeRequest struct {
 type endingRequest struct {
 	Key     []byte   `json:"key"`
 	Request [32]byte `json:"request"`
+	Began   uint64   `json:"began"`
 	Status  int      `json:"status"`
 	Body    []byte   `json:"body,omitempty"`
 }
@@ -140,7 +141,7 @@ func (c *Cluster) Handler() http.Handler {
 	})
 	handle(mux, "POST "+pathEnding, members, func(ctx context.Context, in endingRequest) (empty, error) {
 		return empty{}, c.cfg.Directory.PutEnding(ctx, kv.Ending{
-			Once: kv.Once{Key: string(in.Key), Request: in.Request}, Status: in.Status, Body: in.Body,
+			Once: kv.Once{Key: string(in.Key), Request: in.Request}, Began: in.Began, Status: in.Status, Body: in.Body,
 		})
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {

@@ -265,7 +265,10 @@ func (f *FSM) applySmall(pos position, kind byte, body []byte) (Result, error) {
 			r.Err = kv.NotApplied(kv.CodeNotFound, "there is no such pin; it may have ended by itself")
 		}
 	case cmdBegin:
-		r.Operation = kv.Operation{Term: pos.term, Tries: 1}
+		if len(body) != 1 {
+			return Result{}, fmt.Errorf("decode begin: %w", errMalformed)
+		}
+		r.Operation = kv.Operation{Term: pos.term, Began: pos.index, Member: body[0] == 1, Tries: 1}
 	default:
 		return Result{}, fmt.Errorf("command kind %d with an idempotency key: %w", kind, kv.ErrUnknownVersion)
 	}
@@ -312,7 +315,8 @@ func (f *FSM) evaluate(b **batch, body []byte) (t *txn, res Result, err error) {
 	return t, Result{Txn: r}, nil
 }
 
-// applyExpire deletes the keys that are due, oldest first. It scans the expiry index,
+// applyExpire deletes the keys that are due, oldest first: those whose time is before the clock, since at the same
+// millisecond a part of it may be left. It scans the expiry index,
 // so what the batch has written must be visible first.
 func (f *FSM) applyExpire(b **batch, pos position, body []byte) (Result, error) {
 	d := decoder{b: body}
@@ -324,9 +328,9 @@ func (f *FSM) applyExpire(b **batch, pos position, body []byte) (Result, error) 
 		return Result{}, err
 	}
 	t := newTxn(*b, f.rev+1, f.small)
-	it := (*b).reader.Scan(engine.ScanOptions{Start: f.expiryStart(), End: expiryKey(f.small.clock+1, ""), KeysOnly: true})
+	it := (*b).reader.Scan(engine.ScanOptions{Start: f.expiryStart(), End: expiryKey(f.small.clock, ""), KeysOnly: true})
 	var due []string
-	low := expiryKey(f.small.clock+1, "")
+	low := expiryKey(f.small.clock, "")
 	for it.Next() {
 		_, key, ok := decodeExpiryKey(it.Key())
 		if ok && len(due) == int(limit) {
@@ -349,9 +353,9 @@ func (f *FSM) applyExpire(b **batch, pos position, body []byte) (Result, error) 
 		if err != nil {
 			return Result{}, err
 		}
-		if p.cur == nil || p.cur.expires == 0 || p.cur.expires > f.small.clock {
+		if p.cur == nil || p.cur.expires == 0 || p.cur.expires >= f.small.clock {
 			// Equal on all nodes if it ever happens, so not damage of this one's disk.
-			return Result{}, fmt.Errorf("the expiry index names a key that does not expire by %d", f.small.clock)
+			return Result{}, fmt.Errorf("the expiry index names a key that does not expire before %d", f.small.clock)
 		}
 		p.cur, p.touched, p.expire = nil, true, true
 	}

@@ -313,14 +313,14 @@ func TestExpiry(t *testing.T) {
 	if ms, ok, err := m.NextExpiry(); err != nil || !ok || ms != t0+1000 {
 		t.Fatalf("%d %v %v", ms, ok, err)
 	}
-	if r := at(t0+999, EncodeExpire(MaxExpire))[0]; r.Txn.Ops[0].Deleted != 0 || r.Txn.Revision != 1501 {
-		t.Fatalf("a millisecond early: %+v", r)
+	if r := at(t0+1000, EncodeExpire(MaxExpire))[0]; r.Txn.Ops[0].Deleted != 0 || r.Txn.Revision != 1501 {
+		t.Fatalf("perhaps a part of a millisecond early: %+v", r)
 	}
-	if r := at(t0+1000, EncodeExpire(MaxExpire))[0]; r.Txn.Ops[0].Deleted != 1000 || r.Txn.Revision != 1502 {
+	if r := at(t0+1001, EncodeExpire(MaxExpire))[0]; r.Txn.Ops[0].Deleted != 1000 || r.Txn.Revision != 1502 {
 		t.Fatalf("%+v", r)
 	}
 	// In one batch with a put that clears a time and one that sets another.
-	rs := at(t0+1000, cmd(put("k1499", "kept")), EncodeExpire(MaxExpire))
+	rs := at(t0+1001, cmd(put("k1499", "kept")), EncodeExpire(MaxExpire))
 	if rs[1].Txn.Ops[0].Deleted != 499 {
 		t.Fatalf("%+v", rs)
 	}
@@ -330,12 +330,12 @@ func TestExpiry(t *testing.T) {
 	m.checkDigest()
 	m.restart()
 	m.checkDigest()
-	if clock := m.Info().Clock.UnixMilli(); clock != t0+1000 {
+	if clock := m.Info().Clock.UnixMilli(); clock != t0+1001 {
 		t.Fatalf("the clock is at %d after a restart", clock)
 	}
 	// An old stamp never moves the clock back.
 	at(5, EncodeExpire(MaxExpire))
-	if clock := m.Info().Clock.UnixMilli(); clock != t0+1000 {
+	if clock := m.Info().Clock.UnixMilli(); clock != t0+1001 {
 		t.Fatalf("the clock went back to %d", clock)
 	}
 }
@@ -693,10 +693,10 @@ func TestPins(t *testing.T) {
 	if c := at(1000, EncodeCompact(8)).Compaction; c.To != 4 || !slices.Equal(c.HeldBy, []string{a.ID, b.ID}) {
 		t.Fatalf("%+v", c)
 	}
-	if c := at(2000, EncodeCompact(8)).Compaction; c.To != 6 || !slices.Equal(c.HeldBy, []string{b.ID}) {
+	if c := at(2001, EncodeCompact(8)).Compaction; c.To != 6 || !slices.Equal(c.HeldBy, []string{b.ID}) {
 		t.Fatalf("after the first has ended: %+v", c)
 	}
-	if r := at(2000, EncodePin(5, time.Hour)); r.Err == nil || r.Err.Code != kv.CodeCompacted || r.Err.OldestRevision != 6 {
+	if r := at(2001, EncodePin(5, time.Hour)); r.Err == nil || r.Err.Code != kv.CodeCompacted || r.Err.OldestRevision != 6 {
 		t.Fatalf("a pin of what is gone: %+v", r)
 	}
 	if r := at(2000, EncodeUnpin(a.ID)); r.Err == nil || r.Err.Code != kv.CodeNotFound {
@@ -836,12 +836,17 @@ func TestOperations(t *testing.T) {
 	do := func(o kv.Once, cmd []byte) Result {
 		return m.ApplyBatch([]Log{m.entry(clock, EncodeKeyed(o, 0, cmd))})[0][0]
 	}
+	at := map[string]uint64{} // where each was begun
 	end := func(o kv.Once, status int, body string) Result {
-		return m.ApplyBatch([]Log{m.entry(clock, EncodeEnd(kv.Ending{Once: o, Status: status, Body: []byte(body)}))})[0][0]
+		return m.ApplyBatch([]Log{m.entry(clock, EncodeEnd(kv.Ending{Once: o, Began: at[o.Key], Status: status, Body: []byte(body)}))})[0][0]
 	}
 	began := func(when string, o kv.Once, want kv.Operation, again bool) {
 		t.Helper()
-		r := do(o, EncodeBegin())
+		r := do(o, EncodeBegin(false))
+		if !again {
+			at[o.Key] = m.index
+		}
+		want.Began = at[o.Key]
 		if r.Err != nil || r.Txn.Replayed != again || !reflect.DeepEqual(r.Operation, want) {
 			t.Errorf("%s: %+v, again %v; want %+v, %v: %v", when, r.Operation, r.Txn.Replayed, want, again, r.Err)
 		}
@@ -858,7 +863,7 @@ func TestOperations(t *testing.T) {
 	began("again", once("a", "r"), tried(2), true)
 	end(once("a", "r"), 0, "") // the first try was refused, and another one is under way
 	began("a third time", once("a", "r"), tried(3), true)
-	refused("another request", do(once("a", "s"), EncodeBegin()), kv.CodeConflict)
+	refused("another request", do(once("a", "s"), EncodeBegin(false)), kv.CodeConflict)
 	refused("the end of another request", end(once("a", "s"), 200, ""), kv.CodeConflict)
 	refused("a pin", do(once("a", "s"), EncodePin(1, time.Hour)), kv.CodeConflict)
 	if _, err := m.txn(kv.Txn{Then: []kv.Op{put("x", "")}, Once: once("a", "r")}); kv.AsError(err).Code != kv.CodeConflict {
@@ -872,7 +877,12 @@ func TestOperations(t *testing.T) {
 	if m.small.keyedBytes != bytes || len(m.small.keyedList) != 1 {
 		t.Errorf("%d outcomes of %d bytes, want 1 of %d", len(m.small.keyedList), m.small.keyedBytes, bytes)
 	}
+	was := at["free"]
 	began("after it was refused", once("free", "s"), begun, false)
+	at["free"], was = was, at["free"]
+	end(once("free", "s"), 0, "") // a late one, of the operation before
+	at["free"] = was
+	began("after a late end", once("free", "s"), tried(2), true)
 
 	done := kv.Operation{Term: 1, Tries: 3, Status: 201, Body: []byte("{}")}
 	end(once("a", "r"), 201, "{}")
@@ -914,7 +924,32 @@ func TestOperations(t *testing.T) {
 	for i := range operationRoom {
 		began("beyond", once(fmt.Sprint("operation ", i), ""), begun, false)
 	}
-	refused("one operation more", do(once("more", ""), EncodeBegin()), kv.CodeOverloaded)
+	refused("one operation more", do(once("more", ""), EncodeBegin(false)), kv.CodeOverloaded)
+}
+
+// TestExpiryIsNeverEarly by the fraction of a millisecond that stamps leave out: what was written in the last
+// moment of one and ends in the first of another must have lived as long as it was to.
+func TestExpiryIsNeverEarly(t *testing.T) {
+	m := newMachine(t)
+	at := func(stamp uint64, cmd []byte) Result { return m.ApplyBatch([]Log{m.entry(stamp, cmd)})[0][0] }
+	cmd, err := EncodeTxn(kv.Txn{Then: []kv.Op{{Kind: kv.OpPut, Key: "k", Value: []byte("v"), TTL: 100 * time.Millisecond}}}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at(1000, cmd)
+	pin := at(1000, EncodePin(1, 100*time.Millisecond)).Pin
+	for _, s := range []struct {
+		stamp   uint64
+		deleted uint64
+		held    bool
+	}{{1099, 0, true}, {1100, 0, true}, {1101, 1, false}} {
+		if r := at(s.stamp, EncodeExpire(10)); r.Txn.Ops[0].Deleted != s.deleted {
+			t.Errorf("at %d: %d have ended, want %d", s.stamp, r.Txn.Ops[0].Deleted, s.deleted)
+		}
+		if c := at(s.stamp, EncodeCompact(1)).Compaction; s.held && len(m.small.pins) != 1 || !s.held && len(m.small.pins) != 0 {
+			t.Errorf("at %d: pin %s, held %v: %+v", s.stamp, pin.ID, !s.held, c)
+		}
+	}
 }
 
 // TestElapsed: the clock goes on from what was stamped while this process ran, and from

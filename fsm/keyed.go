@@ -108,14 +108,20 @@ func (s *small) dropKeyed() {
 }
 
 // EncodeBegin is the command that notes, before a leader does something that is none of the state machine's,
-// that it begins. It makes sense in EncodeKeyed only.
-func EncodeBegin() []byte { return []byte{cmdBegin} }
+// that it begins. member says that the member it is about is one. It makes sense in EncodeKeyed only.
+func EncodeBegin(member bool) []byte {
+	if member {
+		return []byte{cmdBegin, 1}
+	}
+	return []byte{cmdBegin, 0}
+}
 
 // EncodeEnd is the command that notes how that ended. With status 0 the key is free again, unless
 // the operation was begun again meanwhile.
 func EncodeEnd(end kv.Ending) []byte {
 	e := encoder{b: make([]byte, 0, len(end.Body)+4)}
 	e.byte(cmdEnd)
+	e.uvarint(end.Began)
 	e.uvarint(uint64(end.Status))
 	e.b = append(e.b, end.Body...)
 	return EncodeKeyed(end.Once, 0, e.b)
@@ -202,7 +208,7 @@ func keyedAnswerOf(kind byte, r *Result) (a keyedAnswer, final bool) {
 // answer stays.
 func (f *FSM) applyEnd(was *keyedOutcome, body []byte) (Result, error) {
 	d := decoder{b: body}
-	status := d.uvarint()
+	began, status := d.uvarint(), d.uvarint()
 	if d.err != nil || status > 999 {
 		return Result{}, fmt.Errorf("decode end: %w", errMalformed)
 	}
@@ -215,7 +221,7 @@ func (f *FSM) applyEnd(was *keyedOutcome, body []byte) (Result, error) {
 		return Result{}, damaged(err, "a remembered outcome cannot be read")
 	}
 	switch {
-	case a.Operation == nil || a.Operation.Status != 0 || len(d.b) > maxEndBytes:
+	case a.Operation == nil || a.Operation.Began != began || a.Operation.Status != 0 || len(d.b) > maxEndBytes:
 		return done, nil
 	case status == 0 && a.Operation.Tries == 1:
 		f.small.forgetKeyed(was)

@@ -150,7 +150,7 @@ func (o *model) commit(w *modelWork) {
 func (o *model) expire(limit int) int {
 	var due []kv.Item
 	for _, it := range o.keys {
-		if !it.ExpiresAt.IsZero() && millis(it.ExpiresAt) <= o.clock {
+		if !it.ExpiresAt.IsZero() && millis(it.ExpiresAt) < o.clock {
 			due = append(due, it)
 		}
 	}
@@ -172,7 +172,7 @@ func (o *model) expire(limit int) int {
 
 func (o *model) advance(ms uint64) {
 	o.clock += ms
-	o.pins = slices.DeleteFunc(o.pins, func(p kv.Pin) bool { return millis(p.ExpiresAt) <= o.clock })
+	o.pins = slices.DeleteFunc(o.pins, func(p kv.Pin) bool { return millis(p.ExpiresAt) < o.clock })
 }
 
 func (o *model) compact(rev kv.Revision) kv.Revision {

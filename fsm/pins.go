@@ -21,7 +21,7 @@ type pin struct {
 
 // dropPins takes away the pins whose time is over by the cluster clock.
 func (s *small) dropPins() {
-	over := func(p pin) bool { return p.Expires <= s.clock }
+	over := func(p pin) bool { return p.Expires < s.clock }
 	if slices.ContainsFunc(s.pins, over) {
 		s.pins = slices.DeleteFunc(slices.Clone(s.pins), over)
 	}

@@ -38,10 +38,11 @@ type Store interface {
 	// there is no such pin.
 	Pin(ctx context.Context, rev kv.Revision, ttl time.Duration, once kv.Once) (p kv.Pin, replayed bool, err error)
 	Unpin(ctx context.Context, id string, once kv.Once) (replayed bool, err error)
-	// Begin notes that this node, which leads, begins something that is none of the state machine's, before it does. op
+	// Begin notes that this node, which leads, begins something that is none of the state machine's, before it does, and
+	// whether the member it is about is one. op
 	// says what is known of it: how many tries there were with this one, and the answer. End notes the answer, on any
 	// node, unless there is one already; with status 0 nothing was done, and the key is free if there was one try.
-	Begin(ctx context.Context, once kv.Once) (op kv.Operation, err error)
+	Begin(ctx context.Context, once kv.Once, member bool) (op kv.Operation, err error)
 	End(ctx context.Context, end kv.Ending) error
 	// Settings returns the cluster settings in force on this node.
 	Settings() kv.ClusterSettings

@@ -649,8 +649,8 @@ func (f *fakeStore) setTerm(term uint64) {
 	f.term = term
 }
 
-func (f *fakeStore) Begin(_ context.Context, once kv.Once) (kv.Operation, error) {
-	op, again, err := keyed(f, once, func() (kv.Operation, error) { return kv.Operation{Term: f.term, Tries: 1}, nil })
+func (f *fakeStore) Begin(_ context.Context, once kv.Once, member bool) (kv.Operation, error) {
+	op, again, err := keyed(f, once, func() (kv.Operation, error) { return kv.Operation{Term: f.term, Member: member, Tries: 1}, nil })
 	if err != nil || !again || op.Status != 0 {
 		return op, err
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,62 +65,86 @@ func (s *Server) getCluster(ctx context.Context, x *exchange) error {
 // endTimeout bounds the note of how an operation ended.
 const endTimeout = 2 * time.Second
 
-// operation is something that the leader does and that is none of the state machine's. begun is what is known of
-// earlier tries of the same request, nil if there was none: they may have done it, in part or as a whole, so what
+// operation is something that the leader does and that is none of the state machine's. op is what is known of
+// it: if there were earlier tries of the same request, they may have done it, in part or as a whole, so what
 // is as it is to be is no error then.
-type operation func(ctx context.Context, begun *kv.Operation) (status int, v any, err error)
+type operation func(ctx context.Context, op kv.Operation) (status int, v any, err error)
 
 // admin does an operation on the leader and answers with what it returns. With an idempotency key the cluster
-// is told when it begins and how it ended (ADR 0016).
-func (x *exchange) admin(ctx context.Context, body []byte, do operation) error {
+// is told when it begins and how it ended (ADR 0016). id is the member that the operation is about, if it is about one.
+func (x *exchange) admin(ctx context.Context, body []byte, id string, do operation) error {
 	return x.adminOnce(ctx, body, func(ctx context.Context, once kv.Once) (int, any, bool, error) {
+		member, err := x.isMember(ctx, id)
+		if err != nil {
+			return 0, nil, false, err
+		}
 		if once.Key == "" {
-			status, v, err := do(ctx, nil)
+			status, v, err := do(ctx, kv.Operation{Member: member, Tries: 1})
 			return status, v, false, err
 		}
-		done, err := x.s.turns.take(ctx, once.Key)
+		leave, err := x.s.turns.take(ctx, once.Key)
 		if err != nil {
 			return 0, nil, false, err
 		}
-		defer done()
-		op, err := x.s.cfg.Store.Begin(ctx, once)
+		op, err := x.s.cfg.Store.Begin(ctx, once, member)
 		switch {
 		case err != nil:
+			leave()
 			return 0, nil, false, err
-		case op.Status != 0 && len(op.Body) == 0:
-			return op.Status, nil, true, nil
 		case op.Status != 0:
+			leave()
+			if len(op.Body) == 0 {
+				return op.Status, nil, true, nil
+			}
 			return op.Status, json.RawMessage(op.Body), true, nil
-		case op.Tries == 1:
-			status, v, err := do(ctx, nil)
-			return status, v, false, x.noteEnd(ctx, once, status, v, err)
 		}
-		status, v, err := do(ctx, &op)
-		if err != nil {
+		status, v, err := do(ctx, op)
+		if err != nil && op.Tries > 1 {
+			leave()
 			return 0, nil, false, stillInDoubt(err)
 		}
-		return status, v, false, x.noteEnd(ctx, once, status, v, nil)
+		return status, v, false, x.noteEnd(ctx, leave, kv.Ending{Once: once, Began: op.Began, Status: status}, v, err)
 	})
 }
 
-// noteEnd notes how an operation ended, if that is known, and returns err. That the note is lost does not
-// change the answer: a repeat is one more try then.
-func (x *exchange) noteEnd(ctx context.Context, once kv.Once, status int, v any, err error) error {
-	end := kv.Ending{Once: once, Status: status}
+// isMember says whether id, if there is one, names a member.
+func (x *exchange) isMember(ctx context.Context, id string) (bool, error) {
+	if id == "" {
+		return false, nil
+	}
+	info, err := x.s.cfg.Cluster.Info(ctx)
+	return slices.ContainsFunc(info.Members, func(m kv.Member) bool { return m.ID == id || m.ServerID == id }), err
+}
+
+// noteEnd notes how an operation ended, if that is known, leaves the turn, and returns err. It does not wait for longer than
+// ctx. That the note is lost does not change the answer: a repeat is one more try then.
+func (x *exchange) noteEnd(ctx context.Context, leave func(), end kv.Ending, v any, err error) error {
 	switch {
 	case err != nil && kv.AsError(err).Outcome != kv.OutcomeNotApplied:
+		leave()
 		return err
 	case err != nil:
 		end.Status = 0
 	case v != nil:
 		if end.Body, err = encodeJSON(v); err != nil {
+			leave()
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-	defer cancel()
-	if lost := x.s.cfg.Store.End(ctx, end); lost != nil {
-		x.s.log.Warn("the end of an operation was not noted", "request_id", x.id, "err", lost)
+	noted := make(chan struct{})
+	s, id := x.s, x.id
+	s.serving.Go(func() {
+		defer close(noted)
+		defer leave()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+		defer cancel()
+		if lost := s.cfg.Store.End(ctx, end); lost != nil {
+			s.log.Warn("the end of an operation was not noted", "request_id", id, "err", lost)
+		}
+	})
+	select {
+	case <-noted:
+	case <-ctx.Done():
 	}
 	return err
 }
@@ -217,9 +242,9 @@ func (s *Server) postMember(ctx context.Context, x *exchange) error {
 	if err := checkMember(m); err != nil {
 		return err
 	}
-	return x.admin(ctx, body, func(ctx context.Context, begun *kv.Operation) (int, any, error) {
+	return x.admin(ctx, body, m.ID, func(ctx context.Context, op kv.Operation) (int, any, error) {
 		status := http.StatusCreated
-		if begun == nil {
+		if op.Member {
 			info, err := s.cfg.Cluster.Info(ctx)
 			if err != nil {
 				return 0, nil, err
@@ -277,7 +302,7 @@ func (x *exchange) pathID(prefix string) (string, error) {
 }
 
 // memberOp serves the requests that name a member and carry no body.
-func (s *Server) memberOp(do func(ctx context.Context, id string, force bool, begun *kv.Operation) (status int, v any, err error)) handler {
+func (s *Server) memberOp(do func(ctx context.Context, id string, force bool, op kv.Operation) (status int, v any, err error)) handler {
 	return func(ctx context.Context, x *exchange) error {
 		id, err := x.memberID()
 		if err != nil {
@@ -290,26 +315,26 @@ func (s *Server) memberOp(do func(ctx context.Context, id string, force bool, be
 			return err
 		}
 		force := x.params.flag("force")
-		return x.admin(ctx, nil, func(ctx context.Context, begun *kv.Operation) (int, any, error) {
-			return do(ctx, id, force, begun)
+		return x.admin(ctx, nil, id, func(ctx context.Context, op kv.Operation) (int, any, error) {
+			return do(ctx, id, force, op)
 		})
 	}
 }
 
-func (s *Server) deleteMember(ctx context.Context, id string, force bool, begun *kv.Operation) (int, any, error) {
+func (s *Server) deleteMember(ctx context.Context, id string, force bool, op kv.Operation) (int, any, error) {
 	err := s.cfg.Cluster.RemoveMember(ctx, id, force)
-	if begun != nil && errors.Is(err, kv.ErrNotFound) {
+	if op.Tries > 1 && op.Member && errors.Is(err, kv.ErrNotFound) {
 		err = nil
 	}
 	return http.StatusNoContent, nil, err
 }
 
-func (s *Server) promoteMember(ctx context.Context, id string, _ bool, _ *kv.Operation) (int, any, error) {
+func (s *Server) promoteMember(ctx context.Context, id string, _ bool, _ kv.Operation) (int, any, error) {
 	m, err := s.cfg.Cluster.Promote(ctx, id)
 	return http.StatusOK, m, err
 }
 
-func (s *Server) demoteMember(ctx context.Context, id string, force bool, _ *kv.Operation) (int, any, error) {
+func (s *Server) demoteMember(ctx context.Context, id string, force bool, _ kv.Operation) (int, any, error) {
 	m, err := s.cfg.Cluster.Demote(ctx, id, force)
 	return http.StatusOK, m, err
 }
@@ -336,11 +361,11 @@ func (s *Server) postTransfer(ctx context.Context, x *exchange) error {
 			return err
 		}
 	}
-	return x.admin(ctx, body, func(ctx context.Context, begun *kv.Operation) (int, any, error) {
-		if begun != nil && to == "" {
+	return x.admin(ctx, body, "", func(ctx context.Context, op kv.Operation) (int, any, error) {
+		if op.Tries > 1 && to == "" {
 			// If the term is another one, leadership has gone over since.
 			info, err := s.cfg.Cluster.Info(ctx)
-			if err != nil || info.Term > begun.Term {
+			if err != nil || info.Term > op.Term {
 				return http.StatusOK, map[string]string{"leader": s.cfg.Cluster.Self()}, err
 			}
 		}

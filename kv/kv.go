@@ -150,6 +150,10 @@ type Once struct {
 type Operation struct {
 	// Term is that of the leader which began it first.
 	Term uint64 `json:"term"`
+	// Began is the log index at which it was begun first; it names the operation.
+	Began uint64 `json:"began"`
+	// Member says that the member it is about was one before.
+	Member bool `json:"member,omitempty"`
 	// Tries is how often it was begun.
 	Tries int `json:"tries"`
 	// Status is the HTTP status of its answer, 0 as long as no answer is noted.
@@ -162,6 +166,7 @@ type Operation struct {
 // and nothing was done.
 type Ending struct {
 	Once   Once
+	Began  uint64 // the operation's
 	Status int
 	Body   []byte
 }

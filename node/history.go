@@ -58,8 +58,8 @@ func (n *Node) proposeKeyed(ctx context.Context, cmd []byte, once kv.Once) (fsm.
 }
 
 // Begin implements httpapi.Store.
-func (n *Node) Begin(ctx context.Context, once kv.Once) (kv.Operation, error) {
-	r, err := n.proposeKeyed(ctx, fsm.EncodeBegin(), once)
+func (n *Node) Begin(ctx context.Context, once kv.Once, member bool) (kv.Operation, error) {
+	r, err := n.proposeKeyed(ctx, fsm.EncodeBegin(member), once)
 	return r.Operation, err
 }
 

@@ -170,7 +170,7 @@ func (n *Node) expire(ctx context.Context, behind *backlog) error {
 		if err != nil {
 			return err
 		}
-		if !ok || due > n.fsm.Stamp() {
+		if !ok || due >= n.fsm.Stamp() {
 			*behind = 0
 			return nil
 		}

@@ -196,8 +196,14 @@ func TestRemovedNodeLearnsItAndComesBackWhenAsked(t *testing.T) {
 	if err := l.RemoveMember(t.Context(), "nobody", false); !errors.Is(err, kv.ErrNotFound) {
 		t.Errorf("removing nobody: %v", err)
 	}
+	if !l.HasMember(f.cfg.Name) || !l.HasMember(f.id()) || !l.HasMember(l.cfg.Name) || l.HasMember("nobody") {
+		t.Error("who is a member and who is not")
+	}
 	if err := l.RemoveMember(t.Context(), f.cfg.Name, false); err != nil {
 		t.Fatal(err)
+	}
+	if l.HasMember(f.cfg.Name) || l.HasMember(f.id()) {
+		t.Error("it is a member after it was removed")
 	}
 	eventually(t, "it knows", func() bool { return f.Removed() && detailHas(f, false, "sett join --id "+f.cfg.Name) })
 	throughout(t, 400*time.Millisecond, "it is not taken in again by itself", func() bool { _, in := r.row(f.id()); return !in })

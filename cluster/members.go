@@ -37,6 +37,13 @@ func (c *Cluster) Members(ctx context.Context) []kv.Member {
 	return out
 }
 
+// HasMember says whether a server of that id or name is in the Raft configuration. It asks nobody.
+func (c *Cluster) HasMember(id string) bool {
+	return slices.ContainsFunc(c.cfg.Consensus.Configuration(), func(s kv.Server) bool {
+		return s.ID == id || c.describe(s.ID).ID == id
+	})
+}
+
 // RoomForGrowth says whether a quorum of the voters has, by their own word, disk space
 // to grow. A voter that does not answer counts as one that has none. It takes at most
 // half a second.

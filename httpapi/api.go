@@ -108,6 +108,8 @@ type Cluster interface {
 	// LeaderChanged returns a channel that is closed at the next change of what Leader says.
 	LeaderChanged() <-chan struct{}
 	Info(ctx context.Context) (kv.ClusterInfo, error)
+	// HasMember says whether a server of that id or name is in the configuration that this node knows.
+	HasMember(id string) bool
 	// AddMember adds a server, or returns the member as it is if it is one already
 	// under the same id and addresses.
 	AddMember(ctx context.Context, m kv.MemberSpec) (kv.Member, error)

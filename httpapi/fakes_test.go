@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -73,6 +74,12 @@ func (f *fakeCluster) Info(context.Context) (kv.ClusterInfo, error) {
 		ID: f.id, Name: "sett", Leader: f.leader, Term: 3, Members: f.members,
 		Settings: kv.ClusterSettings{HistoryRetention: 90 * time.Minute, MaxKeyBytes: 64, MaxValueBytes: 1 << 20, MaxRequestBytes: 2 << 20},
 	}, f.infoErr
+}
+
+func (f *fakeCluster) HasMember(id string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.ContainsFunc(f.members, func(m kv.Member) bool { return m.ID == id || m.ServerID == id })
 }
 
 // fails sets the error of the next operations.

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -74,10 +73,7 @@ type operation func(ctx context.Context, op kv.Operation) (status int, v any, er
 // is told when it begins and how it ended (ADR 0016). id is the member that the operation is about, if it is about one.
 func (x *exchange) admin(ctx context.Context, body []byte, id string, do operation) error {
 	return x.adminOnce(ctx, body, func(ctx context.Context, once kv.Once) (int, any, bool, error) {
-		member, err := x.isMember(ctx, id)
-		if err != nil {
-			return 0, nil, false, err
-		}
+		member := id != "" && x.s.cfg.Cluster.HasMember(id)
 		if once.Key == "" {
 			status, v, err := do(ctx, kv.Operation{Member: member, Tries: 1})
 			return status, v, false, err
@@ -105,15 +101,6 @@ func (x *exchange) admin(ctx context.Context, body []byte, id string, do operati
 		}
 		return status, v, false, x.noteEnd(ctx, leave, kv.Ending{Once: once, Began: op.Began, Status: status}, v, err)
 	})
-}
-
-// isMember says whether id, if there is one, names a member.
-func (x *exchange) isMember(ctx context.Context, id string) (bool, error) {
-	if id == "" {
-		return false, nil
-	}
-	info, err := x.s.cfg.Cluster.Info(ctx)
-	return slices.ContainsFunc(info.Members, func(m kv.Member) bool { return m.ID == id || m.ServerID == id }), err
 }
 
 // noteEnd notes how an operation ended, if that is known, leaves the turn, and returns err. It does not wait for longer than

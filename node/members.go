@@ -29,6 +29,8 @@ func (v clusterView) Info(ctx context.Context) (kv.ClusterInfo, error) {
 	}, nil
 }
 
+func (v clusterView) HasMember(id string) bool { return v.n.cluster.HasMember(id) }
+
 func (v clusterView) AddMember(ctx context.Context, m kv.MemberSpec) (kv.Member, error) {
 	return v.n.cluster.AddMember(ctx, m)
 }
